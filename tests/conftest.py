@@ -1,0 +1,17 @@
+"""Fixtures shared by all tests: where the data is, and tiny checkpoints made on the spot."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real texts, tokenizers and checkpoints; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("LOCALDIFF_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no data folder at {path}; set LOCALDIFF_DATA")
+    return path
