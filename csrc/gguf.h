@@ -1,0 +1,79 @@
+// A GGUF file as a validated, immutable description. This is the main attack surface: one pass checks every number of the
+// file against the file's size and the limits below before anything is allocated from it, so all later code may trust
+// what it reads here. Layout of the format: header, metadata, tensor infos, padding, tensor data.
+//
+// Not here: the meaning of metadata (arch.cpp), decoding of blocks (quant/), big-endian files (refused).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "quant/types.h"
+
+namespace ld {
+
+enum class ValueType : int32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64 };
+
+struct Metadata {
+  std::string_view key;
+  ValueType type;
+  ValueType element;              // of an array; equals type otherwise
+  uint64_t count;                 // elements of an array, bytes of a string, else 1
+  std::span<const uint8_t> data;  // little-endian as in the file; for arrays of strings u64 length + bytes each
+};
+
+struct Tensor {
+  std::string_view name;
+  const TypeTraits* type;  // never null: unknown types are refused
+  int n_dims;
+  uint64_t dims[4];  // fastest first; dims[0] = columns; unused are 1
+  std::span<const uint8_t> data;
+
+  uint64_t columns() const { return dims[0]; }
+  uint64_t rows() const { return dims[1] * dims[2] * dims[3]; }
+};
+
+class Gguf {
+ public:
+  enum class Access { map, read };
+
+  // Throws Error(LD_FILE) naming the field and its byte offset, Error(LD_MEMORY).
+  static std::unique_ptr<const Gguf> open(const std::string& path, Access access);
+  // The same checks over bytes that the caller keeps alive (tests, fuzzing).
+  static std::unique_ptr<const Gguf> parse(std::span<const uint8_t> bytes);
+
+  ~Gguf();
+  Gguf(const Gguf&) = delete;
+  Gguf& operator=(const Gguf&) = delete;
+
+  std::span<const Metadata> metadata() const { return metadata_; }
+  std::span<const Tensor> tensors() const { return tensors_; }
+  const Metadata* find(std::string_view key) const;    // null where absent
+  const Tensor* tensor(std::string_view name) const;   // null where absent
+  std::span<const uint8_t> bytes() const { return bytes_; }
+
+  // Scalars by key, converted between integer widths with a range check. Throw Error(LD_FILE) where the key is absent
+  // (the forms without a default) or has another kind of type.
+  uint64_t integer(std::string_view key) const;
+  uint64_t integer(std::string_view key, uint64_t absent) const;
+  double real(std::string_view key) const;
+  double real(std::string_view key, double absent) const;
+  bool boolean(std::string_view key, bool absent) const;
+  std::string_view string(std::string_view key) const;
+  std::string_view string(std::string_view key, std::string_view absent) const;
+
+ private:
+  Gguf() = default;
+  struct File;  // owns the mapping or the buffer
+  std::unique_ptr<File> file_;
+  std::span<const uint8_t> bytes_;
+  std::vector<Metadata> metadata_;
+  std::vector<Tensor> tensors_;
+  std::vector<uint32_t> metadata_order_, tensor_order_;  // sorted by name, for find() and tensor()
+};
+
+}  // namespace ld

@@ -1,0 +1,197 @@
+/* localdiff.h - the C interface of localdiff, the local runtime for diffusion language models. Plain C11.
+ *
+ * This header is the authority: the Python binding is generated from it and tests compare the two.
+ *
+ *   ld_model *model;
+ *   ld_session *session;
+ *   ld_model_open("model.gguf", NULL, &model);
+ *   ld_session_create(model, NULL, &session);
+ *   ld_canvas canvas = {.struct_size = sizeof canvas, .tokens = ids, .length = n, .score = holes, .n_score = k,
+ *                       .logit_shift = 1, .token = out};
+ *   ld_session_propose(session, &canvas, 1);
+ *
+ * Rules
+ *   - Every function except getters and frees returns ld_status; LD_OK is 0. ld_last_error() describes the last failure
+ *     of the calling thread in one sentence. Nothing else crosses the interface: no exception, exit, abort or print.
+ *   - Every struct starts with struct_size = sizeof(the struct); structs only grow at the end. A zero field means its
+ *     default. NULL options mean all defaults.
+ *   - ld_gguf and ld_model are immutable and may be shared between threads; they must outlive what was made from them.
+ *     An ld_session belongs to one caller at a time (LD_BUSY otherwise); only ld_session_cancel may be called beside it.
+ *   - *_free(NULL) does nothing.
+ */
+#ifndef LOCALDIFF_H
+#define LOCALDIFF_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef LD_API
+#define LD_API __attribute__((visibility("default")))
+#endif
+
+typedef int32_t ld_status;
+#define LD_OK 0
+#define LD_INVALID 1     /* an argument is out of range or inconsistent */
+#define LD_FILE 2        /* the file is missing, damaged or not supported */
+#define LD_MEMORY 3      /* memory could not be had */
+#define LD_CANCELLED 4   /* ld_session_cancel was called; the session stays usable */
+#define LD_NUMERIC 5     /* the model produced NaN or infinity */
+#define LD_BUSY 6        /* the session is in use by another thread */
+#define LD_INTERNAL 7    /* a defect in localdiff; the session must be freed */
+
+#define LD_ABI 1
+LD_API uint32_t ld_abi(void);            /* LD_ABI of the library; compare with the header's */
+LD_API const char *ld_version(void);     /* "0.1.0" */
+LD_API const char *ld_last_error(void);  /* of the calling thread; valid until its next failing call; never NULL */
+
+/* ---- kernel rows: one implementation of the CPU arithmetic per instruction set ---- */
+LD_API int32_t ld_isa_count(void);
+LD_API const char *ld_isa_name(int32_t index);       /* best first: "avx512_vnni", "avx2", "scalar"; NULL past the end */
+LD_API int32_t ld_isa_supported(int32_t index);      /* 1 where this processor can run it */
+
+/* ---- files ---- */
+typedef struct ld_gguf ld_gguf;
+
+#define LD_ACCESS_MAP 0   /* memory-map: starts at once; the file must not shrink while in use */
+#define LD_ACCESS_READ 1  /* read into memory */
+
+typedef struct ld_metadata {
+  uint32_t struct_size;
+  int32_t type;         /* GGUF value type 0..12 */
+  int32_t element;      /* element type when type is array (9), else -1 */
+  const char *key;      /* not terminated */
+  uint64_t key_length;
+  uint64_t count;       /* array elements, bytes of a string, else 1 */
+  const void *data;     /* as in the file, little-endian; strings inside arrays are u64 length + bytes */
+  uint64_t bytes;
+} ld_metadata;
+
+typedef struct ld_tensor {
+  uint32_t struct_size;
+  int32_t type;         /* GGML tensor type */
+  const char *type_name;
+  const char *name;     /* not terminated */
+  uint64_t name_length;
+  int32_t n_dims;
+  int32_t reserved;
+  uint64_t dims[4];     /* fastest first, unused are 1 */
+  const void *data;
+  uint64_t bytes;
+} ld_tensor;
+
+LD_API ld_status ld_gguf_open(const char *path, int32_t access, ld_gguf **out);
+LD_API void ld_gguf_free(ld_gguf *file);
+LD_API uint64_t ld_gguf_metadata_count(const ld_gguf *file);
+LD_API uint64_t ld_gguf_tensor_count(const ld_gguf *file);
+LD_API ld_status ld_gguf_metadata(const ld_gguf *file, uint64_t index, ld_metadata *out);
+LD_API ld_status ld_gguf_tensor(const ld_gguf *file, uint64_t index, ld_tensor *out);
+/* Decodes `rows` rows of tensor `index` from row `first` to float32; out holds rows * dims[0] values. */
+LD_API ld_status ld_gguf_decode(const ld_gguf *file, uint64_t index, uint64_t first, uint64_t rows, float *out);
+
+/* ---- models ---- */
+typedef struct ld_model ld_model;
+
+typedef struct ld_model_options {
+  uint32_t struct_size;
+  int32_t access;       /* LD_ACCESS_* */
+  int32_t threads;      /* for repacking; 0 = all the process may use */
+  int32_t reserved;
+  const char *isa;      /* kernel row by name; NULL = the best supported one */
+} ld_model_options;
+
+typedef struct ld_model_info {
+  uint32_t struct_size;
+  int32_t vocab, dim, layers, heads, kv_heads, head_dim, ffn_dim, context_length;
+  uint64_t parameters;
+  uint64_t weight_bytes;   /* held in memory after packing */
+  const char *arch;
+  const char *isa;
+} ld_model_info;
+
+LD_API ld_status ld_model_open(const ld_gguf *file, const ld_model_options *options, ld_model **out);
+LD_API void ld_model_free(ld_model *model);
+LD_API ld_status ld_model_get_info(const ld_model *model, ld_model_info *out);
+
+/* ---- sessions ---- */
+typedef struct ld_session ld_session;
+
+typedef struct ld_session_options {
+  uint32_t struct_size;
+  int32_t slots;        /* canvases that keep their state side by side; default 1 */
+  int32_t slot_length;  /* positions per slot; default the model's context length */
+  int32_t rows;         /* rows computed by one call at most, over all its canvases; default slots * slot_length */
+  int32_t threads;      /* 0 = all the process may use */
+  int32_t reserved;
+} ld_session_options;
+
+LD_API ld_status ld_session_plan(const ld_model *model, const ld_session_options *options, uint64_t *bytes);
+LD_API ld_status ld_session_create(const ld_model *model, const ld_session_options *options, ld_session **out);
+LD_API void ld_session_free(ld_session *session);
+
+/* Which positions a row at position p sees, always within [0, length). */
+#define LD_ATTENTION_FULL 0
+#define LD_ATTENTION_CAUSAL 1
+#define LD_ATTENTION_BLOCK_CAUSAL 2   /* up to the end of p's block of block_length positions */
+#define LD_ATTENTION_PREFIX_CAUSAL 3  /* p < prefix: causal; other positions see everything */
+
+/* The distribution that probability, margin, entropy and alternatives are taken from. */
+#define LD_SCORE_RAW 0      /* softmax of the logits */
+#define LD_SCORE_SAMPLED 1  /* the distribution the token is drawn from: temperature, top_k and top_p applied */
+
+typedef struct ld_canvas {
+  uint32_t struct_size;
+  int32_t slot;             /* which state: 0 <= slot < slots */
+  const int32_t *tokens;    /* [length] */
+  int32_t length;
+  int32_t attention;        /* LD_ATTENTION_* */
+  int32_t block_length;
+  int32_t prefix;
+  const int32_t *compute;   /* [n_compute] positions to recompute, ascending; NULL = all. Others keep their state. */
+  int32_t n_compute;
+  int32_t n_score;
+  const int32_t *score;     /* [n_score] positions whose token is asked for, ascending */
+  int32_t logit_shift;      /* 1: position p is predicted by the row of p - 1 (position 0 by its own row) */
+  int32_t top_k;            /* 0 = off */
+  float temperature;        /* 0 = argmax */
+  float top_p;              /* 0 or 1 = off */
+  uint64_t seed;
+  int32_t step;             /* with seed and position the key of the random numbers */
+  int32_t scores_from;      /* LD_SCORE_* */
+  const int32_t *forbidden; /* [n_forbidden] tokens that are never proposed */
+  int32_t n_forbidden;
+  int32_t alternatives;     /* how many alternatives per position, 0..64 */
+  /* results, each [n_score] or NULL */
+  int32_t *token;
+  float *probability;       /* of token */
+  float *margin;            /* largest minus second largest probability */
+  float *entropy;           /* in nats */
+  int32_t *alternative_token;        /* [n_score][alternatives], likeliest first */
+  float *alternative_probability;    /* [n_score][alternatives] */
+} ld_canvas;
+
+/* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees
+ * must have been computed in this call or an earlier one. */
+LD_API ld_status ld_session_propose(ld_session *session, ld_canvas *canvases, int32_t n_canvases);
+
+/* The same forward pass; out receives the raw logits, [sum of n_score][vocab], in canvas order. */
+LD_API ld_status ld_session_logits(ld_session *session, const ld_canvas *canvases, int32_t n_canvases, float *out);
+
+/* Makes the running call, or the next one if none is running, return LD_CANCELLED soon. Callable from any thread. */
+LD_API void ld_session_cancel(ld_session *session);
+
+typedef struct ld_timings {
+  uint32_t struct_size;
+  int32_t threads;
+  uint64_t forwards;
+  uint64_t rows;
+  double seconds_total, seconds_linear, seconds_attention, seconds_head, seconds_other;
+} ld_timings;
+LD_API ld_status ld_session_timings(const ld_session *session, ld_timings *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

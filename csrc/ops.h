@@ -1,0 +1,154 @@
+// Ops: everything the forward pass asks of a device, as one table of functions per device. transformer.cpp is written
+// once over this table; cpu/ fills it for processors, a plug-in library fills it for GPUs.
+//
+// Shapes: row-major float32 activations [rows, width]. A "row" is one position of one canvas that is computed in this
+// step; rows of a canvas are contiguous and ascend by position. Token, position and interval arrays are host memory.
+// Every result is independent of the number of threads, of the other rows of the call and of their order (reduction
+// order is fixed per row). Operations may throw Error only while opening, packing and creating.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gguf.h"
+
+namespace ld {
+
+struct Device;   // an opened device: kernel row, worker threads for packing
+struct Weight;   // a matrix in the device's own layout
+struct Context;  // a session's state on the device: threads, buffers, KV state, scratch
+
+struct DeviceOptions {
+  const char* isa;  // kernel row by name, null = best
+  int threads;      // 0 = all that the process may use
+};
+
+// How a matrix is used: rows looked up by token or position, or multiplied with activations.
+enum class Use { gather, multiply };
+
+// Activation buffers of a context, each [rows, width given in ContextShape].
+enum class Buffer { x, qkv, attention, gate, up, count };
+
+struct ContextShape {
+  int threads;  // 0 = all that the process may use
+  int slots, slot_length, layers, heads, kv_heads, head_dim;
+  int rows;                                // at most, per call
+  int width[static_cast<int>(Buffer::count)];
+  int max_k;                               // widest input of any linear layer
+  int vocab;
+};
+
+enum class NormKind { none, rms, layer };
+enum class Activation { none, silu, gelu_tanh, gelu_erf };
+
+struct Norm {
+  NormKind kind;
+  const float* weight;  // [width], device memory
+  const float* bias;    // or null
+  float eps;
+};
+
+// The rows that a linear layer multiplies: norm(x), or activation(x), or activation(x) * up. Quantised once, shared by
+// all outputs of the call.
+struct LinearInput {
+  const float* x;       // [*, width]
+  int stride;           // floats between rows of x and of up
+  int width;            // = k of every weight
+  const int32_t* pick;  // [rows] row r of the input is row pick[r] of x; null = r
+  Norm norm;
+  Activation activation;
+  const float* up;      // gate partner or null
+};
+
+struct LinearOutput {
+  const Weight* weight;  // [n, width]
+  const float* bias;     // [n] or null, device memory
+  float* y;              // [rows, n] at stride
+  int stride;
+  bool add;              // y += instead of y =  (residual)
+};
+
+enum class Rope { none, interleaved, half };
+
+struct RopeParams {
+  Rope kind;
+  int dims;                  // leading values of each head that are rotated
+  const float* frequencies;  // [dims / 2], radians per position; device memory
+};
+
+// One computed row: where its state lives and which positions [lo, hi) it sees.
+struct RowInfo {
+  int32_t slot;
+  int32_t position;
+  int32_t lo, hi;
+};
+
+struct Sampling {
+  float temperature;  // 0 = argmax
+  float top_p;        // >= 1 = off
+  int32_t top_k;      // 0 = off
+  uint64_t seed;
+  int32_t step;
+  bool scores_sampled;       // scores from the tempered, filtered distribution instead of softmax(logits)
+  const int32_t* forbidden;  // [n_forbidden], host memory
+  int32_t n_forbidden;
+  int32_t alternatives;      // 0..64
+};
+
+// One scored row and where its results go (host memory, each may be null).
+struct ScoreRow {
+  int32_t row;       // of the x buffer
+  int32_t position;  // the position being predicted: with seed and step the key of the random numbers
+  const Sampling* sampling;
+  int32_t* token;
+  float* probability;
+  float* margin;
+  float* entropy;
+  int32_t* alternative_token;
+  float* alternative_probability;
+};
+
+struct Ops {
+  const char* name;  // "cpu"
+
+  Device* (*open)(const DeviceOptions&);
+  void (*close)(Device*);
+  const char* (*isa)(const Device*);
+
+  // The tensor's bytes must outlive a gather weight; a multiply weight owns a repacked copy.
+  Weight* (*pack)(Device*, const Tensor&, Use);
+  void (*release)(Weight*);
+  size_t (*weight_bytes)(const Weight*);                  // memory of its own
+  float* (*upload)(Device*, const float*, size_t count);  // small vectors: norms, biases, frequencies
+  void (*release_vector)(float*);
+
+  size_t (*plan)(const Device*, const ContextShape&);  // bytes that create() takes, all of a session's memory
+  Context* (*create)(Device*, const ContextShape&);
+  void (*destroy)(Context*);
+  float* (*buffer)(Context*, Buffer);
+  int (*threads)(const Context*);
+
+  // out[r] = table[ids[r]], or += when add.
+  void (*embed)(Context*, const Weight* table, const int32_t* ids, int rows, bool add, float* out);
+  void (*linear)(Context*, const LinearInput&, int rows, const LinearOutput* outputs, int n_outputs);
+  // qkv holds [rows, heads * head_dim | kv_heads * head_dim | kv_heads * head_dim] at stride. Rotates q in place,
+  // writes rotated k and v to the layer's state at (slot, position).
+  void (*store_kv)(Context*, int layer, float* qkv, int stride, const RowInfo*, int rows, const RopeParams&);
+  // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head; out at stride heads * head_dim. float32 softmax.
+  void (*attention)(Context*, int layer, const float* qkv, int stride, const RowInfo*, int rows, float scale, float* out);
+  // Scores rows of norm(x) against the head. Returns the index of the first row whose logits are not finite, or -1.
+  int (*propose)(Context*, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow*, int rows);
+  // Raw logits of the same rows to host memory [rows, vocab].
+  void (*logits)(Context*, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out);
+};
+
+const Ops& cpu_ops();
+
+// The CPU kernel rows, best first.
+struct IsaRow {
+  const char* name;
+  bool (*supported)();
+};
+const IsaRow* isa_rows(int* count);
+
+}  // namespace ld
