@@ -32,9 +32,9 @@ enum class Buffer { x, qkv, attention, gate, up, count };
 struct ContextShape {
   int threads;  // 0 = all that the process may use
   int slots, slot_length, layers, heads, kv_heads, head_dim;
-  int rows;                                // at most, per call
+  int rows;  // at most, per call
   int width[static_cast<int>(Buffer::count)];
-  int max_k;                               // widest input of any linear layer
+  int max_k;  // widest input of any linear layer
   int vocab;
 };
 
@@ -57,7 +57,7 @@ struct LinearInput {
   const int32_t* pick;  // [rows] row r of the input is row pick[r] of x; null = r
   Norm norm;
   Activation activation;
-  const float* up;      // gate partner or null
+  const float* up;  // gate partner or null
 };
 
 struct LinearOutput {
@@ -65,7 +65,7 @@ struct LinearOutput {
   const float* bias;     // [n] or null, device memory
   float* y;              // [rows, n] at stride
   int stride;
-  bool add;              // y += instead of y =  (residual)
+  bool add;  // y += instead of y =  (residual)
 };
 
 enum class Rope { none, interleaved, half };
@@ -92,7 +92,7 @@ struct Sampling {
   bool scores_sampled;       // scores from the tempered, filtered distribution instead of softmax(logits)
   const int32_t* forbidden;  // [n_forbidden], host memory
   int32_t n_forbidden;
-  int32_t alternatives;      // 0..64
+  int32_t alternatives;  // 0..64
 };
 
 // One scored row and where its results go (host memory, each may be null).
@@ -135,7 +135,8 @@ struct Ops {
   // writes rotated k and v to the layer's state at (slot, position).
   void (*store_kv)(Context*, int layer, float* qkv, int stride, const RowInfo*, int rows, const RopeParams&);
   // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head; out at stride heads * head_dim. float32 softmax.
-  void (*attention)(Context*, int layer, const float* qkv, int stride, const RowInfo*, int rows, float scale, float* out);
+  void (*attention)(Context*, int layer, const float* qkv, int stride, const RowInfo*, int rows, float scale,
+                    float* out);
   // Scores rows of norm(x) against the head. Returns the index of the first row whose logits are not finite, or -1.
   int (*propose)(Context*, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow*, int rows);
   // Raw logits of the same rows to host memory [rows, vocab].

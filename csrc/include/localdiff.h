@@ -96,9 +96,7 @@ typedef struct ld_model ld_model;
 
 typedef struct ld_model_options {
   uint32_t struct_size;
-  int32_t access;       /* LD_ACCESS_* */
   int32_t threads;      /* for repacking; 0 = all the process may use */
-  int32_t reserved;
   const char *isa;      /* kernel row by name; NULL = the best supported one */
 } ld_model_options;
 

@@ -1,0 +1,296 @@
+// The C interface: argument checks, struct versions, and the one place where exceptions become a status.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "error.h"
+#include "localdiff.h"
+#include "model.h"
+#include "session.h"
+
+#ifndef LD_VERSION
+#error "LD_VERSION comes from the build"
+#endif
+
+struct ld_gguf {
+  std::unique_ptr<const ld::Gguf> file;
+};
+
+struct ld_model {
+  std::unique_ptr<const ld::Model> model;
+};
+
+struct ld_session {
+  std::unique_ptr<ld::Session> session;
+  std::vector<ld_canvas> canvases;  // this library's copy of the caller's structs
+  std::atomic<bool> busy{false};
+};
+
+namespace {
+
+using ld::Error;
+using ld::text;
+
+thread_local char last_error[1024] = "";
+
+ld_status fail(ld_status status, const char* message) {
+  snprintf(last_error, sizeof last_error, "%s", message);
+  return status;
+}
+
+template <class Body>
+ld_status guard(Body&& body) noexcept {
+  try {
+    body();
+    return LD_OK;
+  } catch (const Error& error) {
+    return fail(error.status(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(LD_MEMORY, "not enough memory");
+  } catch (const std::exception& error) {
+    return fail(LD_INTERNAL, error.what());
+  } catch (...) {
+    return fail(LD_INTERNAL, "unknown exception");
+  }
+}
+
+void require(bool good, const char* message) {
+  if (!good) throw Error(LD_INVALID, message);
+}
+
+// The struct of a caller that may be older (shorter, the rest is zero) or newer (longer, the extra bytes must be zero).
+template <class Struct>
+Struct read_struct(const char* name, const Struct* from) {
+  Struct to{};
+  if (from == nullptr) return to;
+  const uint32_t size = from->struct_size;
+  if (size < sizeof(uint32_t) || size > 4096)
+    throw Error(LD_INVALID, text("%s.struct_size is %u, expected sizeof(%s) = %zu", name, size, name, sizeof(Struct)));
+  memcpy(&to, from, std::min<size_t>(size, sizeof(Struct)));
+  const auto* bytes = reinterpret_cast<const unsigned char*>(from);
+  if (std::any_of(bytes + std::min<size_t>(size, sizeof(Struct)), bytes + size, [](unsigned char b) { return b != 0; }))
+    throw Error(LD_INVALID, text("%s has fields that this library (%s) does not know", name, LD_VERSION));
+  return to;
+}
+
+template <class Struct>
+void write_struct(const char* name, Struct from, Struct* to) {
+  require(to != nullptr, "the result pointer is NULL");
+  const uint32_t size = to->struct_size;
+  if (size < sizeof(uint32_t) || size > 4096)
+    throw Error(LD_INVALID, text("%s.struct_size is %u, expected sizeof(%s) = %zu", name, size, name, sizeof(Struct)));
+  from.struct_size = size;
+  memcpy(to, &from, std::min<size_t>(size, sizeof(Struct)));
+}
+
+// Holds the session for one call; a second caller is refused.
+class Owner {
+ public:
+  explicit Owner(ld_session* session) : session_(session) {
+    require(session != nullptr, "session is NULL");
+    if (session->busy.exchange(true, std::memory_order_acquire))
+      throw Error(LD_BUSY, "the session is in use by another thread; give each thread a session of its own");
+  }
+  ~Owner() { session_->busy.store(false, std::memory_order_release); }
+  Owner(const Owner&) = delete;
+  Owner& operator=(const Owner&) = delete;
+
+ private:
+  ld_session* session_;
+};
+
+// Copies the caller's canvases, whose stride is their own struct_size, into structs of this library.
+const ld_canvas* read_canvases(ld_session* session, const ld_canvas* canvases, int32_t count) {
+  require(canvases != nullptr && count >= 1, "no canvases");
+  require(static_cast<size_t>(count) <= session->canvases.capacity(), "more canvases than the session has slots");
+  session->canvases.clear();
+  const auto* bytes = reinterpret_cast<const char*>(canvases);
+  const uint32_t stride = canvases->struct_size;
+  for (int32_t i = 0; i < count; i++) {
+    ld_canvas canvas = read_struct("ld_canvas", reinterpret_cast<const ld_canvas*>(bytes + size_t{stride} * i));
+    require(canvas.struct_size == stride, "the canvases of one call differ in struct_size");
+    session->canvases.push_back(canvas);
+  }
+  return session->canvases.data();
+}
+
+const ld::Tensor& tensor_at(const ld_gguf* file, uint64_t index) {
+  require(file != nullptr, "file is NULL");
+  const auto tensors = file->file->tensors();
+  if (index >= tensors.size())
+    throw Error(LD_INVALID,
+                text("tensor %llu does not exist, the file has %zu", (unsigned long long)index, tensors.size()));
+  return tensors[index];
+}
+
+}  // namespace
+
+extern "C" {
+
+uint32_t ld_abi(void) { return LD_ABI; }
+const char* ld_version(void) { return LD_VERSION; }
+const char* ld_last_error(void) { return last_error; }
+
+int32_t ld_isa_count(void) {
+  int count = 0;
+  ld::isa_rows(&count);
+  return count;
+}
+
+const char* ld_isa_name(int32_t index) {
+  int count = 0;
+  const ld::IsaRow* rows = ld::isa_rows(&count);
+  return index >= 0 && index < count ? rows[index].name : nullptr;
+}
+
+int32_t ld_isa_supported(int32_t index) {
+  int count = 0;
+  const ld::IsaRow* rows = ld::isa_rows(&count);
+  return index >= 0 && index < count && rows[index].supported() ? 1 : 0;
+}
+
+ld_status ld_gguf_open(const char* path, int32_t access, ld_gguf** out) {
+  return guard([&] {
+    require(path != nullptr && out != nullptr, "path or the result pointer is NULL");
+    require(access == LD_ACCESS_MAP || access == LD_ACCESS_READ, "access must be LD_ACCESS_MAP or LD_ACCESS_READ");
+    auto file = std::make_unique<ld_gguf>();
+    file->file = ld::Gguf::open(path, access == LD_ACCESS_MAP ? ld::Gguf::Access::map : ld::Gguf::Access::read);
+    *out = file.release();
+  });
+}
+
+void ld_gguf_free(ld_gguf* file) { delete file; }
+
+uint64_t ld_gguf_metadata_count(const ld_gguf* file) { return file == nullptr ? 0 : file->file->metadata().size(); }
+uint64_t ld_gguf_tensor_count(const ld_gguf* file) { return file == nullptr ? 0 : file->file->tensors().size(); }
+
+ld_status ld_gguf_metadata(const ld_gguf* file, uint64_t index, ld_metadata* out) {
+  return guard([&] {
+    require(file != nullptr, "file is NULL");
+    const auto entries = file->file->metadata();
+    if (index >= entries.size())
+      throw Error(LD_INVALID,
+                  text("metadata %llu does not exist, the file has %zu", (unsigned long long)index, entries.size()));
+    const ld::Metadata& entry = entries[index];
+    const bool array = entry.type == ld::ValueType::array;
+    write_struct<ld_metadata>("ld_metadata",
+                              {0, static_cast<int32_t>(entry.type), array ? static_cast<int32_t>(entry.element) : -1,
+                               entry.key.data(), entry.key.size(), entry.count, entry.data.data(), entry.data.size()},
+                              out);
+  });
+}
+
+ld_status ld_gguf_tensor(const ld_gguf* file, uint64_t index, ld_tensor* out) {
+  return guard([&] {
+    const ld::Tensor& tensor = tensor_at(file, index);
+    ld_tensor result{0,
+                     static_cast<int32_t>(tensor.type->type),
+                     tensor.type->name,
+                     tensor.name.data(),
+                     tensor.name.size(),
+                     tensor.n_dims,
+                     0,
+                     {},
+                     tensor.data.data(),
+                     tensor.data.size()};
+    std::copy(std::begin(tensor.dims), std::end(tensor.dims), result.dims);
+    write_struct("ld_tensor", result, out);
+  });
+}
+
+ld_status ld_gguf_decode(const ld_gguf* file, uint64_t index, uint64_t first, uint64_t rows, float* out) {
+  return guard([&] {
+    const ld::Tensor& tensor = tensor_at(file, index);
+    require(out != nullptr, "out is NULL");
+    if (tensor.type->decode == nullptr)
+      throw Error(LD_INVALID, std::string(tensor.name) + ": type " + tensor.type->name + " cannot be decoded yet");
+    if (first > tensor.rows() || rows > tensor.rows() - first)
+      throw Error(LD_INVALID, text("rows [%llu, +%llu) lie outside the tensor's %llu rows", (unsigned long long)first,
+                                   (unsigned long long)rows, (unsigned long long)tensor.rows()));
+    const size_t row_bytes = tensor.columns() / tensor.type->block * tensor.type->block_bytes;
+    tensor.type->decode(tensor.data.data() + first * row_bytes, out, rows * tensor.columns());
+  });
+}
+
+ld_status ld_model_open(const ld_gguf* file, const ld_model_options* options, ld_model** out) {
+  return guard([&] {
+    require(file != nullptr && out != nullptr, "file or the result pointer is NULL");
+    const ld_model_options o = read_struct("ld_model_options", options);
+    require(o.threads >= 0 && o.threads <= 1024, "threads must be 0 to 1024");
+    auto model = std::make_unique<ld_model>();
+    model->model = std::make_unique<ld::Model>(*file->file, ld::cpu_ops(), ld::DeviceOptions{o.isa, o.threads});
+    *out = model.release();
+  });
+}
+
+void ld_model_free(ld_model* model) { delete model; }
+
+ld_status ld_model_get_info(const ld_model* model, ld_model_info* out) {
+  return guard([&] {
+    require(model != nullptr, "model is NULL");
+    const ld::Model& m = *model->model;
+    const ld::ModelConfig& c = m.config();
+    write_struct<ld_model_info>(
+        "ld_model_info",
+        {0, c.vocab, c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim, c.context_length, m.parameters(),
+         m.weight_bytes(), c.arch.c_str(), m.ops().isa(m.device())},
+        out);
+  });
+}
+
+ld_status ld_session_plan(const ld_model* model, const ld_session_options* options, uint64_t* bytes) {
+  return guard([&] {
+    require(model != nullptr && bytes != nullptr, "model or the result pointer is NULL");
+    const ld_session_options o = read_struct("ld_session_options", options);
+    *bytes = ld::Session::plan(*model->model, ld::Session::resolve(*model->model, o));
+  });
+}
+
+ld_status ld_session_create(const ld_model* model, const ld_session_options* options, ld_session** out) {
+  return guard([&] {
+    require(model != nullptr && out != nullptr, "model or the result pointer is NULL");
+    const ld::SessionOptions o = ld::Session::resolve(*model->model, read_struct("ld_session_options", options));
+    auto session = std::make_unique<ld_session>();
+    session->session = std::make_unique<ld::Session>(*model->model, o);
+    session->canvases.reserve(o.slots);
+    *out = session.release();
+  });
+}
+
+void ld_session_free(ld_session* session) { delete session; }
+
+ld_status ld_session_propose(ld_session* session, ld_canvas* canvases, int32_t n_canvases) {
+  return guard([&] {
+    Owner owner(session);
+    session->session->propose(read_canvases(session, canvases, n_canvases), n_canvases);
+  });
+}
+
+ld_status ld_session_logits(ld_session* session, const ld_canvas* canvases, int32_t n_canvases, float* out) {
+  return guard([&] {
+    require(out != nullptr, "out is NULL");
+    Owner owner(session);
+    session->session->logits(read_canvases(session, canvases, n_canvases), n_canvases, out);
+  });
+}
+
+void ld_session_cancel(ld_session* session) {
+  if (session != nullptr) session->session->cancel();
+}
+
+ld_status ld_session_timings(const ld_session* session, ld_timings* out) {
+  return guard([&] {
+    require(session != nullptr, "session is NULL");
+    const ld::Timings& t = session->session->timings();
+    write_struct<ld_timings>("ld_timings",
+                             {0, session->session->threads(), t.forwards, t.rows,
+                              t.linear + t.attention + t.head + t.other, t.linear, t.attention, t.head, t.other},
+                             out);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,231 @@
+#include "session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "error.h"
+
+namespace ld {
+namespace {
+
+struct Interval {
+  int32_t lo, hi;
+};
+
+Interval visible(const ld_canvas& canvas, int32_t position) {
+  switch (canvas.attention) {
+    case LD_ATTENTION_CAUSAL:
+      return {0, position + 1};
+    case LD_ATTENTION_BLOCK_CAUSAL:
+      return {0, static_cast<int32_t>(std::min<int64_t>(
+                     canvas.length, (static_cast<int64_t>(position) / canvas.block_length + 1) * canvas.block_length))};
+    case LD_ATTENTION_PREFIX_CAUSAL:
+      return {0, position < canvas.prefix ? position + 1 : canvas.length};
+    default:
+      return {0, canvas.length};
+  }
+}
+
+int32_t source_of(const ld_canvas& canvas, int32_t position) {
+  return canvas.logit_shift && position > 0 ? position - 1 : position;
+}
+
+int in_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    throw Error(LD_INVALID,
+                text("%s is %lld, expected %lld to %lld", name, (long long)value, (long long)low, (long long)high));
+  return static_cast<int>(value);
+}
+
+[[noreturn]] void refuse_non_finite(const ScoreRow& row) {
+  throw Error(LD_NUMERIC, text("the logits for position %d are not finite; the model's weights are damaged or its "
+                               "activations overflow",
+                               row.position));
+}
+
+// Positions must ascend and lie in the canvas.
+void check_positions(const char* name, int index, const int32_t* positions, int count, int length) {
+  for (int i = 0; i < count; i++)
+    if (positions[i] < 0 || positions[i] >= length || (i > 0 && positions[i] <= positions[i - 1]))
+      throw Error(LD_INVALID, text("canvas %d: %s[%d] is %d, expected ascending positions below %d", index, name, i,
+                                   positions[i], length));
+}
+
+}  // namespace
+
+SessionOptions Session::resolve(const Model& model, const ld_session_options& options) {
+  const int context = model.config().context_length;
+  SessionOptions result{};
+  result.slots = in_range("slots", options.slots == 0 ? 1 : options.slots, 1, 4096);
+  result.slot_length = in_range("slot_length", options.slot_length == 0 ? context : options.slot_length, 1, context);
+  const int64_t most = static_cast<int64_t>(result.slots) * result.slot_length;
+  result.rows = in_range("rows", options.rows == 0 ? most : options.rows, 1, most);
+  result.threads = in_range("threads", options.threads, 0, 1024);
+  return result;
+}
+
+uint64_t Session::plan(const Model& model, const SessionOptions& o) {
+  const size_t score_rows = static_cast<size_t>(o.rows) + o.slots;
+  const size_t own = o.rows * (2 * sizeof(int32_t) + sizeof(RowInfo)) +
+                     score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) + o.slots * (sizeof(Sampling) + 1) +
+                     (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
+                     static_cast<size_t>(o.slots) * o.slot_length;
+  return own +
+         model.ops().plan(model.device(), context_shape(model.config(), o.slots, o.slot_length, o.rows, o.threads));
+}
+
+Session::Session(const Model& model, const SessionOptions& options) : model_(model), options_(options) {
+  const size_t score_rows = static_cast<size_t>(options.rows) + options.slots;
+  tokens_.reserve(options.rows);
+  positions_.reserve(options.rows);
+  info_.reserve(options.rows);
+  pick_.reserve(score_rows);
+  score_.reserve(score_rows);
+  sampling_.reserve(options.slots);
+  slot_used_.resize(options.slots);
+  row_of_.resize(options.slot_length);
+  known_before_.resize(options.slot_length + 1);
+  known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
+  context_ = model.ops().create(
+      model.device(), context_shape(model.config(), options.slots, options.slot_length, options.rows, options.threads));
+}
+
+Session::~Session() { model_.ops().destroy(context_); }
+
+void Session::check(const ld_canvas& canvas, int index) const {
+  auto expect = [&](bool good, const char* what) {
+    if (!good) throw Error(LD_INVALID, text("canvas %d: %s", index, what));
+  };
+  in_range("slot", canvas.slot, 0, options_.slots - 1);
+  if (canvas.length < 1 || canvas.length > options_.slot_length)
+    throw Error(LD_INVALID,
+                text("canvas %d: length is %d, expected 1 to %d", index, canvas.length, options_.slot_length));
+  expect(canvas.tokens != nullptr, "tokens is NULL");
+  expect(!slot_used_[canvas.slot], "its slot is used by another canvas of the same call");
+  expect(canvas.attention >= LD_ATTENTION_FULL && canvas.attention <= LD_ATTENTION_PREFIX_CAUSAL,
+         "unknown attention kind");
+  expect(canvas.attention != LD_ATTENTION_BLOCK_CAUSAL || canvas.block_length > 0, "block_length must be positive");
+  expect(canvas.prefix >= 0 && canvas.prefix <= canvas.length, "prefix lies outside the canvas");
+  expect(canvas.n_compute >= 0 && canvas.n_score >= 0 && canvas.n_forbidden >= 0, "a count is negative");
+  expect(canvas.score != nullptr || canvas.n_score == 0, "score is NULL");
+  expect(canvas.forbidden != nullptr || canvas.n_forbidden == 0, "forbidden is NULL");
+  expect(canvas.temperature >= 0 && canvas.temperature <= 1e6f, "temperature must be 0 or more");
+  expect(canvas.top_p >= 0 && canvas.top_p <= 1, "top_p must be between 0 and 1");
+  expect(canvas.top_k >= 0, "top_k must be 0 or more");
+  expect(canvas.scores_from == LD_SCORE_RAW || canvas.scores_from == LD_SCORE_SAMPLED, "unknown scores_from");
+  expect(canvas.alternatives >= 0 && canvas.alternatives <= 64, "alternatives must be 0 to 64");
+  const int vocab = model_.config().vocab;
+  for (int p = 0; p < canvas.length; p++)
+    if (canvas.tokens[p] < 0 || canvas.tokens[p] >= vocab)
+      throw Error(LD_INVALID, text("canvas %d: token %d at position %d is outside the vocabulary of %d", index,
+                                   canvas.tokens[p], p, vocab));
+  for (int i = 0; i < canvas.n_forbidden; i++)
+    if (canvas.forbidden[i] < 0 || canvas.forbidden[i] >= vocab)
+      throw Error(LD_INVALID, text("canvas %d: forbidden token %d is outside the vocabulary of %d", index,
+                                   canvas.forbidden[i], vocab));
+  expect(canvas.n_forbidden < vocab, "every token of the vocabulary is forbidden");
+  if (canvas.compute != nullptr) check_positions("compute", index, canvas.compute, canvas.n_compute, canvas.length);
+  check_positions("score", index, canvas.score, canvas.n_score, canvas.length);
+}
+
+void Session::gather(const ld_canvas* canvases, int n_canvases) {
+  tokens_.clear();
+  positions_.clear();
+  info_.clear();
+  pick_.clear();
+  score_.clear();
+  sampling_.clear();
+  std::fill(slot_used_.begin(), slot_used_.end(), 0);
+  in_range("the number of canvases", n_canvases, 1, options_.slots);
+  for (int i = 0; i < n_canvases; i++) {
+    check(canvases[i], i);
+    slot_used_[canvases[i].slot] = 1;
+    gather_canvas(canvases[i], i);
+  }
+  if (info_.empty()) throw Error(LD_INVALID, "no rows to compute");
+}
+
+void Session::gather_canvas(const ld_canvas& canvas, int index) {
+  const int count = canvas.compute == nullptr ? canvas.length : canvas.n_compute;
+  if (static_cast<int64_t>(info_.size()) + count > options_.rows)
+    throw Error(LD_INVALID, text("canvas %d: %d rows do not fit, the session computes %d rows a call", index, count,
+                                 options_.rows));
+  const uint8_t* known = &known_[static_cast<size_t>(canvas.slot) * options_.slot_length];
+  std::fill(row_of_.begin(), row_of_.begin() + canvas.length, -1);
+  for (int i = 0; i < count; i++) {
+    const int32_t position = canvas.compute == nullptr ? i : canvas.compute[i];
+    row_of_[position] = static_cast<int32_t>(info_.size());
+    const Interval interval = visible(canvas, position);
+    tokens_.push_back(canvas.tokens[position]);
+    positions_.push_back(position);
+    info_.push_back({canvas.slot, position, interval.lo, interval.hi});
+  }
+
+  known_before_[0] = 0;
+  for (int p = 0; p < canvas.length; p++) known_before_[p + 1] = known_before_[p] + (known[p] || row_of_[p] >= 0);
+  for (size_t row = info_.size() - count; row < info_.size(); row++) {
+    const RowInfo& info = info_[row];
+    if (known_before_[info.hi] - known_before_[info.lo] != info.hi - info.lo)
+      throw Error(LD_INVALID, text("canvas %d: position %d sees positions [%d, %d), some of which were never computed",
+                                   index, info.position, info.lo, info.hi));
+  }
+
+  sampling_.push_back({canvas.temperature, canvas.top_p == 0 ? 1.0f : canvas.top_p, canvas.top_k, canvas.seed,
+                       canvas.step, canvas.scores_from == LD_SCORE_SAMPLED, canvas.forbidden, canvas.n_forbidden,
+                       canvas.alternatives});
+  for (int i = 0; i < canvas.n_score; i++) {
+    const int32_t position = canvas.score[i];
+    const int32_t row = row_of_[source_of(canvas, position)];
+    if (row < 0)
+      throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
+                                   index, position, source_of(canvas, position)));
+    auto at = [&](auto* results, size_t width) { return results == nullptr ? nullptr : results + i * width; };
+    score_.push_back({row, position, &sampling_.back(), at(canvas.token, 1), at(canvas.probability, 1),
+                      at(canvas.margin, 1), at(canvas.entropy, 1), at(canvas.alternative_token, canvas.alternatives),
+                      at(canvas.alternative_probability, canvas.alternatives)});
+    pick_.push_back(row);
+  }
+}
+
+// The state of the computed rows is unknown while they are being written, and known once all layers are done.
+void Session::run_forward() {
+  auto mark = [&](uint8_t value) {
+    for (const RowInfo& info : info_)
+      known_[static_cast<size_t>(info.slot) * options_.slot_length + info.position] = value;
+  };
+  mark(0);
+  const Rows rows{tokens_.data(), positions_.data(), info_.data(), static_cast<int>(info_.size())};
+  if (!forward(model_, context_, rows, cancel_, timings_)) {
+    cancel_.store(false, std::memory_order_relaxed);
+    throw Error(LD_CANCELLED, "cancelled");
+  }
+  mark(1);
+}
+
+LinearInput Session::scored_input() { return head_input(model_, context_, pick_.data()); }
+
+void Session::propose(const ld_canvas* canvases, int n_canvases) {
+  gather(canvases, n_canvases);
+  run_forward();
+  if (score_.empty()) return;
+  const auto begin = std::chrono::steady_clock::now();
+  const Linear& head = model_.head();
+  const int bad = model_.ops().propose(context_, scored_input(), head.weight, head.bias, score_.data(),
+                                       static_cast<int>(score_.size()));
+  timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (bad >= 0) refuse_non_finite(score_[bad]);
+}
+
+void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
+  gather(canvases, n_canvases);
+  run_forward();
+  if (score_.empty()) return;
+  const Linear& head = model_.head();
+  const size_t vocab = model_.config().vocab;
+  model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
+  for (size_t i = 0; i < score_.size() * vocab; i++)
+    if (!std::isfinite(out[i])) refuse_non_finite(score_[i / vocab]);
+}
+
+}  // namespace ld

@@ -1,0 +1,63 @@
+// A session: the state of some canvases (slots) and the memory of a forward pass, all taken at creation. It turns
+// canvases into rows and intervals, refuses what would read state that was never computed, and runs the forward pass
+// and the head. One caller at a time; cancel() may be called beside it. Policy (what to commit, when to stop) is not
+// here.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "localdiff.h"
+#include "transformer.h"
+
+namespace ld {
+
+struct SessionOptions {
+  int slots, slot_length, rows, threads;
+};
+
+class Session {
+ public:
+  // Fills defaults and checks ranges. Throws Error(LD_INVALID).
+  static SessionOptions resolve(const Model& model, const ld_session_options& options);
+  // Bytes that a session with these options takes.
+  static uint64_t plan(const Model& model, const SessionOptions& options);
+
+  Session(const Model& model, const SessionOptions& options);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // One forward pass over the canvases, then the head on their scored rows. Throw Error.
+  void propose(const ld_canvas* canvases, int n_canvases);
+  void logits(const ld_canvas* canvases, int n_canvases, float* out);
+  void cancel() { cancel_.store(true, std::memory_order_relaxed); }
+  const Timings& timings() const { return timings_; }
+  int threads() const { return model_.ops().threads(context_); }
+
+ private:
+  void gather(const ld_canvas* canvases, int n_canvases);
+  void gather_canvas(const ld_canvas& canvas, int index);
+  void check(const ld_canvas& canvas, int index) const;
+  void run_forward();
+  LinearInput scored_input();
+
+  const Model& model_;
+  const SessionOptions options_;
+  Context* context_;
+  std::atomic<bool> cancel_{false};
+  Timings timings_;
+
+  // One forward pass; capacity reserved at creation, so that a step allocates nothing.
+  std::vector<int32_t> tokens_, positions_, pick_;  // [rows], [rows], [score rows]
+  std::vector<RowInfo> info_;                       // [rows]
+  std::vector<ScoreRow> score_;                     // [score rows]
+  std::vector<Sampling> sampling_;                  // [canvases]
+  std::vector<int32_t> row_of_;                     // [slot_length] row of a position in this call, -1
+  std::vector<int32_t> known_before_;               // [slot_length + 1] positions below p with state
+  std::vector<uint8_t> slot_used_;                  // [slots]
+  std::vector<uint8_t> known_;                      // [slots * slot_length] state was computed
+};
+
+}  // namespace ld
