@@ -1,0 +1,1 @@
+"""Conversion of checkpoints to GGUF files with their diffusion record."""
