@@ -80,7 +80,6 @@ class PackedMatrix {
   int n_ = 0, k_ = 0;
   size_t panel_bytes_ = 0, bytes_ = 0;
   uint8_t* data_ = nullptr;
-  bool mapped_ = false;
 };
 
 // ---- what a kernel row supplies ----
@@ -133,9 +132,15 @@ struct GemmKernels {
   void (*int8_tile)(const Int8Tile& tile);
   void (*float_unpack)(PackedKind kind, const uint8_t* records, int k, float* w);  // f16 and bf16
   void (*float_tile)(const FloatTile& tile);
+  // y[c] = sums[c] (+ bias[c]) (+ y[c])
+  void (*finish)(const float* sums, const float* bias, bool add, int n, float* y);
 };
 
-extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvx512Vnni;
+extern const GemmKernels gemm_scalar;
+#if defined(__x86_64__)
+extern const GemmKernels gemm_avx2;
+extern const GemmKernels gemm_avx512_vnni;
+#endif
 
 // ---- the linear layer ----
 
