@@ -118,7 +118,7 @@ def read_llama2c(path: Path) -> tuple[dict[str, Any], dict[str, FloatArray]]:
 
 
 def read_pieces(path: Path) -> list[tuple[str, float]]:
-    """The pieces of a llama2.c tokenizer file and their scores; spaces and control names as SentencePiece writes them."""
+    """The pieces of a llama2.c tokenizer file and their scores; spaces and control pieces as SentencePiece has them."""
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file, expected a llama2.c tokenizer (tokenizer.bin)")
     data = path.read_bytes()
