@@ -1,14 +1,16 @@
 """DiffusionSpec: the facts that turn an ordinary checkpoint into a diffusion language model.
 
 One frozen record, four sources: the GGUF metadata, `localdiff.json` beside an HF checkpoint, a preset by name, and
-`--diffusion key=value,...`. Explicit values win over metadata, metadata wins over presets. Nothing here touches the
-engine; reading and writing files is the caller's job.
+`--diffusion key=value,...`. Explicit values win over the file's, the file's win over a preset's. Every value is checked
+for type and range here, whatever its source. Nothing here touches the engine; reading and writing files is the caller's
+job.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,8 @@ from .errors import ModelFileError, OptionError
 RECORD_FILE = "localdiff.json"  # the record beside an HF checkpoint, DiffusionSpec.to_json()
 ATTENTION_KINDS = ("full", "causal", "block_causal", "prefix_causal")
 PROCESSES = ("absorbing",)
+_RANGES = {"steps": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "threshold": (0, 1)}
+_NO_TOKEN = 2**32 - 1  # what some writers store for "none"
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,27 @@ class DiffusionSpec:
     sep_token: int | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _is_kind(value, str(field.type)):
+                raise OptionError(f"{field.name} is {value!r}, expected {_KIND_WORDS[_kind(str(field.type))]}")
         if self.mask_token < 0:
             raise OptionError(f"mask_token is {self.mask_token}, expected an id of the vocabulary")
         if self.attention not in ATTENTION_KINDS:
             raise OptionError(f"attention is '{self.attention}', expected one of {', '.join(ATTENTION_KINDS)}")
         if self.process not in PROCESSES:
             raise OptionError(f"process is '{self.process}', expected one of {', '.join(PROCESSES)}")
-        if self.block_length < 0 or (self.attention == "block_causal" and self.block_length == 0):
-            raise OptionError(f"block_length is {self.block_length}, expected at least 1 for block_causal attention")
+        if self.block_length < 0:
+            raise OptionError(f"block_length is {self.block_length}, expected 0 or more positions")
+        if self.attention == "block_causal" and self.block_length == 0:
+            raise OptionError("block_length is 0, expected at least 1 for block_causal attention")
         if self.canvas_max < 0:
             raise OptionError(f"canvas_max is {self.canvas_max}, expected 0 or more tokens")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bounds = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                raise OptionError(f"{name} is {value}, expected {bounds}")
 
     def check_vocabulary(self, vocab: int) -> None:
         """Raise OptionError where a token id lies outside [0, vocab)."""
@@ -84,8 +99,11 @@ class DiffusionSpec:
         unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(DiffusionSpec)})
         if unknown:
             raise ModelFileError(f"the diffusion record has unknown fields: {', '.join(unknown)}")
-        fields["stop_tokens"] = tuple(fields.get("stop_tokens", ()))
-        return DiffusionSpec(**fields)
+        if not isinstance(fields.get("logit_shift"), bool):
+            raise ModelFileError("the diffusion record has no logit_shift, expected true or false")
+        if isinstance(fields.get("stop_tokens"), list):
+            fields["stop_tokens"] = tuple(fields["stop_tokens"])
+        return _from_file(fields)
 
     def to_gguf(self, arch: str) -> dict[str, Any]:
         """The metadata keys of this record; None values are left out. `int` means u32, lists of int arrays of u32."""
@@ -103,22 +121,18 @@ class DiffusionSpec:
     @staticmethod
     def from_gguf(metadata: Mapping[str, Any]) -> DiffusionSpec | None:
         """Read the record of a file; None where the file has no diffusion record (an ordinary model)."""
-        arch = metadata.get("general.architecture", "")
-        mask = metadata.get("tokenizer.ggml.mask_token_id")
-        marked = [key for key in metadata if key.startswith("diffusion.") or key in _GGUF_KEYS.values()]
-        if mask is None or not marked:
+        fields = _fields_of_file(metadata)
+        arch = metadata.get("general.architecture")
+        marked = arch in _SHIFT_BY_ARCH or any(
+            name.startswith("diffusion.") or name in _GGUF_KEYS.values() for name in metadata
+        )
+        if "mask_token" not in fields or not marked:
             return None
-        shift = metadata.get("diffusion.shift_logits", _SHIFT_BY_ARCH.get(arch))
-        if shift is None:
+        if "logit_shift" not in fields:
             raise ModelFileError(
                 "the file has a diffusion record without diffusion.shift_logits; give --diffusion shift=0 or shift=1"
             )
-        fields = {name: metadata[key] for name, key in _GGUF_KEYS.items() if key in metadata}
-        if "stop_tokens" in fields:
-            fields["stop_tokens"] = tuple(int(token) for token in fields["stop_tokens"])
-        if "attention" not in fields and metadata.get(f"{arch}.attention.causal"):
-            fields["attention"] = "causal"
-        return DiffusionSpec(mask_token=int(mask), logit_shift=bool(shift), **fields)
+        return _from_file(fields)
 
 
 # field -> GGUF key, for the facts that llama.cpp has no key for
@@ -140,11 +154,14 @@ _GGUF_KEYS = {
 # architectures whose published files leave diffusion.shift_logits out
 _SHIFT_BY_ARCH = {"dream": True, "rnd1": True, "llada": False, "llada-moe": False}
 
+_DIFFUGPT_S = DiffusionSpec(
+    10541, True, canvas_max=512, decoder="random-keep", steps=64, temperature=0.95, top_p=0.9
+)
 PRESETS: dict[str, DiffusionSpec] = {
-    "diffugpt-s": DiffusionSpec(10541, True, canvas_max=512, decoder="random-keep", steps=64, temperature=0.95, top_p=0.9),
-    "diffugpt-m": DiffusionSpec(50257, True, canvas_max=1024, decoder="random-keep", steps=64, temperature=0.95, top_p=0.9),
-    "diffullama": DiffusionSpec(
-        811, True, canvas_max=2048, decoder="random-keep", steps=64, temperature=0.9, top_p=0.9, pad_token=30399, sep_token=4936
+    "diffugpt-s": _DIFFUGPT_S,
+    "diffugpt-m": dataclasses.replace(_DIFFUGPT_S, mask_token=50257, canvas_max=1024),
+    "diffullama": dataclasses.replace(
+        _DIFFUGPT_S, mask_token=811, canvas_max=2048, temperature=0.9, pad_token=30399, sep_token=4936
     ),
 }
 
@@ -167,7 +184,30 @@ def parse_override(text: str) -> dict[str, Any]:
 
     Returns DiffusionSpec field -> value. Raises OptionError for unknown names and unreadable values.
     """
-    fields: dict[str, Any] = {}
+    preset, explicit = _split_override(text)
+    return preset | explicit
+
+
+def resolve(metadata: Mapping[str, Any], override: str | None) -> DiffusionSpec | None:
+    """The record in force: explicit values of `override`, then the file's, then those of a preset in `override`.
+
+    Returns None for an ordinary model without override. Raises ModelFileError for a damaged record and OptionError for
+    an override that is unreadable or leaves out what the file does not say.
+    """
+    if override is None:
+        return DiffusionSpec.from_gguf(metadata)
+    preset, explicit = _split_override(override)
+    fields = preset | _fields_of_file(metadata) | explicit
+    missing = [short for short, name in (("mask=ID", "mask_token"), ("shift=0|1", "logit_shift")) if name not in fields]
+    if missing:
+        raise OptionError(f"--diffusion: the file does not say it, so {' and '.join(missing)} must be given too")
+    return DiffusionSpec(**fields)
+
+
+def _split_override(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of the preset that `text` begins with, and those it gives by name."""
+    preset: dict[str, Any] = {}
+    explicit: dict[str, Any] = {}
     types = {field.name: str(field.type) for field in dataclasses.fields(DiffusionSpec)}
     for position, part in enumerate(piece.strip() for piece in text.split(",")):
         name, equals, value = part.partition("=")
@@ -176,40 +216,73 @@ def parse_override(text: str) -> dict[str, Any]:
                 raise OptionError(
                     f"--diffusion: '{part}' is not a preset; known: {', '.join(PRESETS)}, or give mask=ID,shift=0|1,..."
                 )
-            fields.update(dataclasses.asdict(PRESETS[part]))
+            preset = dataclasses.asdict(PRESETS[part])
             continue
         field = _OPTION_NAMES.get(name, name)
         if field not in types:
             known = ", ".join(sorted(set(_OPTION_NAMES) | set(types)))
             raise OptionError(f"--diffusion: unknown name '{name}'; known: {known}")
-        fields[field] = _parse_value(name, value, types[field])
-    return fields
+        if field in explicit:
+            raise OptionError(f"--diffusion: {name} is given twice")
+        explicit[field] = _parse_value(name, value, _kind(types[field]))
+    return preset, explicit
 
 
 def _parse_value(name: str, value: str, kind: str) -> Any:
     try:
         if kind == "bool":
             return {"0": False, "1": True, "false": False, "true": True}[value.lower()]
-        if kind.startswith("tuple"):
-            return tuple(int(token) for token in value.split("+"))
-        if kind.startswith("int"):
-            return int(value)
-        if kind.startswith("float"):
-            return float(value)
+        if kind == "tuple":
+            return tuple(int(token) for token in value.split("+")) if value else ()
+        return {"int": int, "float": float, "str": str}[kind](value)
     except (KeyError, ValueError):
-        raise OptionError(f"--diffusion: {name}={value} cannot be read as {kind.split(' ')[0]}") from None
-    return value
+        raise OptionError(f"--diffusion: {name}={value} cannot be read, expected {_KIND_WORDS[kind]}") from None
 
 
-def resolve(metadata: Mapping[str, Any], override: str | None) -> DiffusionSpec | None:
-    """The record in force: the file's, with the fields of `override` replaced; None when neither names a mask."""
-    spec = None if override and "shift" in override and "mask" in override else DiffusionSpec.from_gguf(metadata)
-    if not override:
-        return spec
-    fields = parse_override(override)
-    if spec is not None:
-        return dataclasses.replace(spec, **fields)
-    missing = [short for short, field in (("mask=ID", "mask_token"), ("shift=0|1", "logit_shift")) if field not in fields]
-    if missing:
-        raise OptionError(f"--diffusion: the file has no diffusion record, so {' and '.join(missing)} must be given too")
-    return DiffusionSpec(**fields)
+_KIND_WORDS = {
+    "bool": "0 or 1", "int": "a whole number", "float": "a number", "str": "a word", "tuple": "ids joined by +"
+}  # fmt: skip
+
+
+def _kind(annotation: str) -> str:
+    """int, float, bool, str or tuple of an annotation such as `int | None` or `tuple[int, ...]`."""
+    return annotation.partition(" ")[0].partition("[")[0]
+
+
+def _is_kind(value: object, annotation: str) -> bool:
+    if value is None:
+        return annotation.endswith("| None")
+    kind = _kind(annotation)
+    if kind == "tuple":
+        return isinstance(value, tuple) and all(_is_kind(token, "int") for token in value)
+    if isinstance(value, bool):
+        return kind == "bool"
+    known: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": ()}
+    return isinstance(value, known[kind])
+
+
+def _fields_of_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says about diffusion, as DiffusionSpec fields; not yet checked."""
+    arch = metadata.get("general.architecture")
+    fields = {field: metadata[key] for field, key in _GGUF_KEYS.items() if key in metadata}
+    for name, value in fields.items():
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+        elif isinstance(value, float):
+            fields[name] = float(f"{value:.7g}")  # files hold float32: 0.95, not 0.949999988079071
+    mask = metadata.get("tokenizer.ggml.mask_token_id", _NO_TOKEN)
+    if mask != _NO_TOKEN:
+        fields["mask_token"] = mask
+    shift = metadata.get("diffusion.shift_logits", _SHIFT_BY_ARCH.get(arch) if isinstance(arch, str) else None)
+    if shift is not None:
+        fields["logit_shift"] = shift
+    if metadata.get(f"{arch}.attention.causal") is True:
+        fields.setdefault("attention", "causal")
+    return fields
+
+
+def _from_file(fields: Mapping[str, Any]) -> DiffusionSpec:
+    try:
+        return DiffusionSpec(**fields)
+    except OptionError as error:
+        raise ModelFileError(f"the diffusion record of the model: {error}") from None

@@ -1,0 +1,29 @@
+"""Blocks: the positions to fill, cut into pieces that are denoised one after the other, left to right.
+
+A block holds block_length positions that are not given, so text between two holes does not count. With block-causal
+attention the model sees fixed blocks of positions; then blocks begin at multiples of block_length instead.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..canvas import MASKED, Canvas, Int32
+
+
+def blocks(canvas: Canvas, block_length: int, aligned: bool) -> list[Int32]:
+    """The positions of each block, ascending; none is empty."""
+    positions = canvas.maskable
+    if aligned:
+        edges = np.flatnonzero(np.diff(positions // block_length)) + 1
+    else:
+        edges = np.arange(block_length, len(positions), block_length)
+    return np.split(positions, edges) if len(positions) else []
+
+
+def current_block(canvas: Canvas, block_length: int, aligned: bool) -> tuple[int, Int32]:
+    """Number and positions of the first block that still has a masked position; ValueError where none has."""
+    for index, block in enumerate(blocks(canvas, block_length, aligned)):
+        if np.any(canvas.state[block] == MASKED):
+            return index, block
+    raise ValueError("the canvas has no masked position")

@@ -1,0 +1,76 @@
+"""GenerateOptions: what a caller may ask of one generation.
+
+The fields are the flags of the command line: the name with dashes, `short` where there is a one-letter flag, `help` as
+shown. None means the model record's default, else the decoder's. A misspelt name is a TypeError, a value that cannot be
+honoured an OptionError. Whether the chosen decoder takes an option is checked in decode/table.py. No numpy here, so that
+help stays fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+from .decode.table import CACHES, DECODERS, ORDERS
+from .errors import OptionError
+
+
+def _option(
+    help: str,
+    *,
+    default: Any = None,
+    short: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    range: tuple[float, float] | None = None,
+) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"help": help, "short": short, "choices": choices, "range": range}
+    )
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """The options of generate, stream and infill."""
+
+    max_new_tokens: int | None = _option(
+        "tokens to make at most (default 64, or less where the canvas ends)", short="n", range=(1, math.inf)
+    )
+    steps: int | None = _option("denoise steps, one forward pass each", range=(1, 2**31 - 1))
+    decoder: str | None = _option("what is committed at each step", choices=tuple(DECODERS))
+    threshold: float | None = _option("commit every token at least this probable", range=(0, 1))
+    block_length: int | None = _option("positions denoised before the next ones begin", range=(1, math.inf))
+    order: str | None = _option("which tokens llada commits first", choices=ORDERS)
+    temperature: float | None = _option("randomness of the tokens, 0 = the likeliest", range=(0, 1e6))
+    top_k: int | None = _option("draw from the k likeliest tokens only, 0 = off", range=(0, 2**31 - 1))
+    top_p: float | None = _option("draw from the likeliest tokens of this total probability, 1 = all", range=(1e-6, 1))
+    seed: int | None = _option("same seed, same text (default: a new one each time)", range=(0, 2**64 - 1))
+    cache: str = _option("which rows are recomputed; exact = all of them", default="exact", choices=tuple(CACHES))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                _check(field, value)
+
+
+def _check(field: dataclasses.Field[Any], value: object) -> None:
+    choices, bounds = field.metadata["choices"], field.metadata["range"]
+    if choices is not None:
+        if value not in choices:
+            raise OptionError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}")
+        return
+    whole = str(field.type).startswith("int")
+    kind: type = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise OptionError(f"{field.name} is {value!r}, expected a {'whole number' if whole else 'number'}")
+    low, high = bounds
+    if not low <= value <= high:  # type: ignore[operator]
+        raise OptionError(f"{field.name} is {value}, expected {f'{low} or more' if high == math.inf else f'{low} to {high}'}")
+
+
+def merge(options: GenerateOptions | None, named: dict[str, Any]) -> GenerateOptions:
+    """`options` with the values of `named` in place of its own; TypeError for a name that is no option."""
+    return dataclasses.replace(options or GenerateOptions(), **named)
