@@ -1,8 +1,8 @@
 """Canvas: the tokens being denoised, prompt included, and what is known about each position.
 
 Every position is given (the caller's, never changed), masked (not known yet) or committed (written by a decoder). The
-state is kept apart from the tokens, because a genuine token may have the mask token's id. A canvas is immutable: apply()
-returns the next one, so that the history of a text is a list of canvases. Not here: text, the engine, any policy.
+state is kept apart from the tokens, because a genuine token may have the mask token's id. A canvas is immutable:
+apply() returns the next one, so that the history of a text is a list of canvases. Not here: text, the engine, policy.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The fields are the flags of the command line: the name with dashes, `short` where there is a one-letter flag, `help` as
 shown. None means the model record's default, else the decoder's. A misspelt name is a TypeError, a value that cannot be
-honoured an OptionError. Whether the chosen decoder takes an option is checked in decode/table.py. No numpy here, so that
-help stays fast.
+honoured an OptionError. Whether the chosen decoder takes an option is checked in decode/table.py. No numpy here, so
+that help stays fast.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def _check(field: dataclasses.Field[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, kind):
         raise OptionError(f"{field.name} is {value!r}, expected a {'whole number' if whole else 'number'}")
     low, high = bounds
-    if not low <= value <= high:  # type: ignore[operator]
-        raise OptionError(f"{field.name} is {value}, expected {f'{low} or more' if high == math.inf else f'{low} to {high}'}")
+    if not low <= value <= high:
+        expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        raise OptionError(f"{field.name} is {value}, expected {expected}")
 
 
 def merge(options: GenerateOptions | None, named: dict[str, Any]) -> GenerateOptions:

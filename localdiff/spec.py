@@ -22,6 +22,26 @@ ATTENTION_KINDS = ("full", "causal", "block_causal", "prefix_causal")
 PROCESSES = ("absorbing",)
 _RANGES = {"steps": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "threshold": (0, 1)}
 _NO_TOKEN = 2**32 - 1  # what some writers store for "none"
+_KIND_WORDS = {
+    "bool": "0 or 1", "int": "a whole number", "float": "a number", "str": "a word", "tuple": "ids joined by +"
+}  # fmt: skip
+
+
+def _kind(annotation: str) -> str:
+    """int, float, bool, str or tuple of an annotation such as `int | None` or `tuple[int, ...]`."""
+    return annotation.partition(" ")[0].partition("[")[0]
+
+
+def _is_kind(value: object, annotation: str) -> bool:
+    if value is None:
+        return annotation.endswith("| None")
+    kind = _kind(annotation)
+    if kind == "tuple":
+        return isinstance(value, tuple) and all(_is_kind(token, "int") for token in value)
+    if isinstance(value, bool):
+        return kind == "bool"
+    known: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": ()}
+    return isinstance(value, known[kind])
 
 
 @dataclass(frozen=True)
@@ -237,28 +257,6 @@ def _parse_value(name: str, value: str, kind: str) -> Any:
         return {"int": int, "float": float, "str": str}[kind](value)
     except (KeyError, ValueError):
         raise OptionError(f"--diffusion: {name}={value} cannot be read, expected {_KIND_WORDS[kind]}") from None
-
-
-_KIND_WORDS = {
-    "bool": "0 or 1", "int": "a whole number", "float": "a number", "str": "a word", "tuple": "ids joined by +"
-}  # fmt: skip
-
-
-def _kind(annotation: str) -> str:
-    """int, float, bool, str or tuple of an annotation such as `int | None` or `tuple[int, ...]`."""
-    return annotation.partition(" ")[0].partition("[")[0]
-
-
-def _is_kind(value: object, annotation: str) -> bool:
-    if value is None:
-        return annotation.endswith("| None")
-    kind = _kind(annotation)
-    if kind == "tuple":
-        return isinstance(value, tuple) and all(_is_kind(token, "int") for token in value)
-    if isinstance(value, bool):
-        return kind == "bool"
-    known: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": ()}
-    return isinstance(value, known[kind])
 
 
 def _fields_of_file(metadata: Mapping[str, Any]) -> dict[str, Any]:

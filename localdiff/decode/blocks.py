@@ -11,6 +11,12 @@ import numpy as np
 from ..canvas import MASKED, Canvas, Int32
 
 
+def masked_of(canvas: Canvas, block: Int32) -> Int32:
+    """The positions of `block` that are masked."""
+    masked: Int32 = block[canvas.state[block] == MASKED]
+    return masked
+
+
 def blocks(canvas: Canvas, block_length: int, aligned: bool) -> list[Int32]:
     """The positions of each block, ascending; none is empty."""
     positions = canvas.maskable
@@ -24,6 +30,6 @@ def blocks(canvas: Canvas, block_length: int, aligned: bool) -> list[Int32]:
 def current_block(canvas: Canvas, block_length: int, aligned: bool) -> tuple[int, Int32]:
     """Number and positions of the first block that still has a masked position; ValueError where none has."""
     for index, block in enumerate(blocks(canvas, block_length, aligned)):
-        if np.any(canvas.state[block] == MASKED):
+        if len(masked_of(canvas, block)):
             return index, block
     raise ValueError("the canvas has no masked position")

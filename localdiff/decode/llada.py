@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..canvas import MASKED, Canvas, Commits, Int32
+from ..canvas import Canvas, Commits, Int32
 from ..errors import OptionError
-from .blocks import blocks, current_block
+from .blocks import blocks, current_block, masked_of
 from .decoder import pick, uniform
 from .schedule import share
 from .table import Settings
@@ -27,7 +27,8 @@ class Llada:
     scores_from = "raw"
 
     def __init__(self, settings: Settings, seed: int) -> None:
-        assert settings.steps is not None and settings.block_length is not None
+        assert settings.steps is not None
+        assert settings.block_length is not None
         self._steps = settings.steps
         self._cut = (settings.block_length, settings.aligned)
         self._random = settings.order == "random"
@@ -37,13 +38,13 @@ class Llada:
         count = len(blocks(canvas, *self._cut))
         if self._steps < count:
             raise OptionError(
-                f"steps is {self._steps}, but the text has {count} blocks of {self._cut[0]}; expected at least one step "
-                "per block, so give more steps or a larger block_length"
+                f"steps is {self._steps}, but the text has {count} blocks of {self._cut[0]} positions; expected at least "
+                "one step per block, so give more steps or a larger block_length"
             )
 
     def plan(self, canvas: Canvas) -> Int32:
         _, block = current_block(canvas, *self._cut)
-        return block[canvas.state[block] == MASKED]
+        return masked_of(canvas, block)
 
     def step(self, canvas: Canvas, rows: Int32, proposal: Proposal, step: int) -> Commits:
         index, block = current_block(canvas, *self._cut)

@@ -1,9 +1,9 @@
 """The denoise loop, and nothing but the loop.
 
 denoise() takes a batch of jobs, one canvas each, of any lengths. Every round asks the decoders which positions they
-want scored, makes one call of the engine for all canvases that are not finished, lets each decoder choose what to write,
-and yields one Step per canvas. A canvas is finished when nothing is masked, or when its text has ended: a stop token is
-written and everything before it is settled. Not here: text, which is the model's (model.py); policy, which is the decoders'.
+want scored, makes one call of the engine for all canvases that are not finished, lets each decoder choose what to
+write, and yields one Step per canvas. A canvas is finished when nothing is masked, or when its text has ended: a stop
+token is written and everything before it is settled. Not here: text (generation.py), policy (the decoders).
 """
 
 from __future__ import annotations

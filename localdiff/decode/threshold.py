@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..canvas import MASKED, Canvas, Commits, Int32
-from .blocks import current_block
+from ..canvas import Canvas, Commits, Int32
+from .blocks import current_block, masked_of
 from .decoder import pick
 from .table import Settings
 
@@ -24,7 +24,8 @@ class Threshold:
     scores_from = "raw"
 
     def __init__(self, settings: Settings, seed: int) -> None:
-        assert settings.threshold is not None and settings.block_length is not None
+        assert settings.threshold is not None
+        assert settings.block_length is not None
         self._threshold = np.float32(settings.threshold)
         self._cut = (settings.block_length, settings.aligned)
 
@@ -33,7 +34,7 @@ class Threshold:
 
     def plan(self, canvas: Canvas) -> Int32:
         _, block = current_block(canvas, *self._cut)
-        return block[canvas.state[block] == MASKED]
+        return masked_of(canvas, block)
 
     def step(self, canvas: Canvas, rows: Int32, proposal: Proposal, step: int) -> Commits:
         chosen = proposal.probability >= self._threshold
