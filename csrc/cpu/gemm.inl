@@ -1,0 +1,31 @@
+// What every kernel row's gemm_<row>.cpp compiles under its own flags: the end of a linear layer and the layout of a
+// record. Included once per row, inside its anonymous namespace, so that nothing here is shared between rows.
+
+// Parts of a record, see record_bytes(): float16 d, float16 dmin, codes, minimum codes, q.
+struct Record {
+  const uint8_t *d, *dmin, *codes, *min_codes, *q;
+  const uint8_t* next;
+};
+
+inline Record record_at(const PackedTraits& t, const uint8_t* p) {
+  Record r;
+  r.d = p;
+  r.dmin = p += 2 * kPanel;
+  r.codes = p += t.minimum ? 2 * kPanel : 0;
+  r.min_codes = p += t.super ? t.record / t.span * kPanel : 0;
+  r.q = p += t.super && t.minimum ? t.record / kBlock * kPanel : 0;
+  r.next = p + t.record * kPanel / 8 * t.bits;
+  return r;
+}
+
+void finish(const float* sums, const float* bias, bool add, int n, float* y) {
+  if (bias && add) {
+    for (int i = 0; i < n; ++i) y[i] = sums[i] + bias[i] + y[i];
+  } else if (bias) {
+    for (int i = 0; i < n; ++i) y[i] = sums[i] + bias[i];
+  } else if (add) {
+    for (int i = 0; i < n; ++i) y[i] = sums[i] + y[i];
+  } else {
+    for (int i = 0; i < n; ++i) y[i] = sums[i];
+  }
+}

@@ -1,0 +1,264 @@
+// Matrix products for AVX-512 VNNI. A panel is 32 channels, two registers: one load feeds 16 channels x 4 values of k.
+// vpdpbusd wants unsigned x signed, so input bytes are stored with 128 added and every block starts at -128 * sum of its
+// weights, which unpacking computes. int8 tiles are 7 rows: 14 integer and 14 float sums, two weights and one input fill
+// the registers; float tiles are 12 rows.
+// Not here: AVX-VNNI, bfloat16 arithmetic (products are float32).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false, inside GCC 12's own intrinsics (its bug 105593)
+#endif
+#include <immintrin.h>
+
+#include <cmath>
+
+#include "cpu/gemm.h"
+
+namespace ld {
+namespace {
+
+constexpr int kPanel = 32;
+constexpr int kInt8Rows = 7;
+constexpr int kFloatRows = 12;
+
+#include "cpu/gemm.inl"
+
+// acc += dot products of 4 unsigned input bytes x with 4 signed weight bytes w, per lane. As one instruction of
+// assembly: GCC 12 copies the accumulator around the intrinsic when a loop is not fully unrolled.
+inline void dot4(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w)); }
+
+inline __m512 load_half(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512 load_s8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+
+void quantize(const float* x, int k, const Int8Row& row) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int b = 0; b < k / kBlock; ++b, x += kBlock) {
+    const __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 16);
+    // Largest magnitude as bits, so that NaN and infinity come out on top.
+    const int32_t largest = _mm512_reduce_max_epi32(
+        _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(x0), magnitude),
+                         _mm512_and_si512(_mm512_castps_si512(x1), magnitude)));
+    const float max = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(largest)));
+    const bool finite = largest < 0x7f800000, tiny = max < 0x1p-100f;
+    __m512i q0 = _mm512_setzero_si512(), q1 = q0;
+    if (finite && !tiny) {
+      const __m512 inverse = _mm512_set1_ps(127.0f / max);
+      q0 = _mm512_cvtps_epi32(_mm512_mul_ps(x0, inverse));
+      q1 = _mm512_cvtps_epi32(_mm512_mul_ps(x1, inverse));
+    }
+    const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
+    const __m128i flip = _mm_set1_epi8(-128);
+    _mm_storeu_si128((__m128i*)(row.q + b * kBlock), _mm_xor_si128(_mm512_cvtepi32_epi8(q0), flip));
+    _mm_storeu_si128((__m128i*)(row.q + b * kBlock + 16), _mm_xor_si128(_mm512_cvtepi32_epi8(q1), flip));
+    row.scale[b] = !finite ? __builtin_nanf("") : tiny ? 0.0f : max / 127.0f;
+    row.scaled_sum[b] = row.scale[b] * static_cast<float>(sum);
+    row.sum[b] = sum;
+  }
+}
+
+// Scales and minimums of one record, to [spans][32] and [blocks][32].
+inline void unpack_scales(const PackedTraits& t, const Record& record, float* scale, float* minimum) {
+  for (int half = 0; half < kPanel; half += 16) {
+    const __m512 d = load_half(record.d + 2 * half);
+    if (!t.super) {
+      _mm512_store_ps(scale + half, d);
+      if (t.minimum) _mm512_store_ps(minimum + half, load_half(record.dmin + 2 * half));
+      continue;
+    }
+    for (int i = 0; i < t.record / t.span; ++i) {
+      _mm512_store_ps(scale + i * kPanel + half, _mm512_mul_ps(d, load_s8(record.codes + i * kPanel + half)));
+    }
+    if (!t.minimum) continue;
+    const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_half(record.dmin + 2 * half));
+    for (int i = 0; i < t.record / kBlock; ++i) {
+      _mm512_store_ps(minimum + i * kPanel + half,
+                      _mm512_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
+    }
+  }
+}
+
+// Bytes of one span of 16 or 32 values and the sums that its blocks start from.
+template <int kBits, int kSpan>
+inline void unpack_span(const uint8_t* q, int offset, uint8_t* out, int32_t* start) {
+  const __m512i low = _mm512_set1_epi8(15), less = _mm512_set1_epi8(static_cast<char>(offset));
+  const __m512i all = _mm512_set1_epi8(-128);  // as unsigned bytes: 128
+  __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+#pragma GCC unroll 16
+  for (int i = 0; i < kSpan / 4; i += kBits == 4 ? 2 : 1) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512i packed = _mm512_loadu_si512(q + i * kBits / 8 * 128 + half * 64);
+      __m512i w[2] = {packed, packed};
+      if (kBits == 4) {
+        w[0] = _mm512_sub_epi8(_mm512_and_si512(packed, low), less);
+        w[1] = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(packed, 4), low), less);
+      }
+#pragma GCC unroll 2
+      for (int j = 0; j < (kBits == 4 ? 2 : 1); ++j) {
+        _mm512_store_si512(out + (i + j) * 128 + half * 64, w[j]);
+        dot4(sum[half], all, w[j]);
+      }
+    }
+  }
+  for (int half = 0; half < 2; ++half) {
+    _mm512_store_si512(start + half * 16, _mm512_sub_epi32(_mm512_setzero_si512(), sum[half]));
+  }
+}
+
+template <int kBits, int kSpan>
+void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
+  for (int k0 = 0; k0 < k; k0 += t.record) {
+    const Record record = record_at(t, p);
+    p = record.next;
+    unpack_scales(t, record, chunk->scale + k0 / kSpan * kPanel, chunk->minimum + k0 / kBlock * kPanel);
+    for (int i = 0; i < t.record; i += kSpan) {
+      unpack_span<kBits, kSpan>(record.q + i * kPanel * kBits / 8, t.offset, chunk->q + (k0 + i) * kPanel,
+                                chunk->start + (k0 + i) / kSpan * kPanel);
+    }
+  }
+}
+
+void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
+  if (t.bits == 4) {
+    unpack_records<4, 32>(t, p, k, chunk);
+  } else if (t.span == 32) {
+    unpack_records<8, 32>(t, p, k, chunk);
+  } else {
+    unpack_records<8, 16>(t, p, k, chunk);
+  }
+}
+
+template <int kRows, int kSpan, bool kMinimum>
+void int8_tile_of(const Int8Tile& tile) {
+  const Int8Chunk& chunk = *tile.chunk;
+  __m512 y[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    y[r][0] = _mm512_loadu_ps(tile.out + r * tile.out_stride);
+    y[r][1] = _mm512_loadu_ps(tile.out + r * tile.out_stride + 16);
+  }
+  const uint8_t* w = chunk.q;
+  const int32_t* start = chunk.start;
+  const float *scale = chunk.scale, *minimum = chunk.minimum;
+  for (int b = 0; b < chunk.k / kBlock; ++b) {
+    __m512 t[kRows][2];
+#pragma GCC unroll 2
+    for (int span = 0; span < kBlock / kSpan; ++span) {
+      __m512i acc[kRows][2];
+      const __m512i s0 = _mm512_load_si512(start), s1 = _mm512_load_si512(start + 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][0] = s0;
+        acc[r][1] = s1;
+      }
+      const uint8_t* x = tile.row.q + b * kBlock + span * kSpan;
+#pragma GCC unroll 8
+      for (int i = 0; i < kSpan / 4; ++i) {
+        const __m512i w0 = _mm512_load_si512(w + i * 128), w1 = _mm512_load_si512(w + i * 128 + 64);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i four = _mm512_set1_epi32(*(const int32_t*)(x + r * tile.q_stride + i * 4));
+          dot4(acc[r][0], four, w0);
+          dot4(acc[r][1], four, w1);
+        }
+      }
+      const __m512 c0 = _mm512_load_ps(scale), c1 = _mm512_load_ps(scale + 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 d0 = _mm512_cvtepi32_ps(acc[r][0]), d1 = _mm512_cvtepi32_ps(acc[r][1]);
+        t[r][0] = span == 0 ? _mm512_mul_ps(d0, c0) : _mm512_fmadd_ps(d0, c0, t[r][0]);
+        t[r][1] = span == 0 ? _mm512_mul_ps(d1, c1) : _mm512_fmadd_ps(d1, c1, t[r][1]);
+      }
+      w += kSpan * kPanel;
+      start += kPanel;
+      scale += kPanel;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 by = _mm512_set1_ps(tile.row.scale[r * tile.block_stride + b]);
+      y[r][0] = _mm512_fmadd_ps(t[r][0], by, y[r][0]);
+      y[r][1] = _mm512_fmadd_ps(t[r][1], by, y[r][1]);
+    }
+    if (kMinimum) {
+      const __m512 m0 = _mm512_load_ps(minimum), m1 = _mm512_load_ps(minimum + 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512 by = _mm512_set1_ps(tile.row.scaled_sum[r * tile.block_stride + b]);
+        y[r][0] = _mm512_fmadd_ps(m0, by, y[r][0]);
+        y[r][1] = _mm512_fmadd_ps(m1, by, y[r][1]);
+      }
+      minimum += kPanel;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_ps(tile.out + r * tile.out_stride, y[r][0]);
+    _mm512_storeu_ps(tile.out + r * tile.out_stride + 16, y[r][1]);
+  }
+}
+
+using Int8TileFunction = void (*)(const Int8Tile&);
+
+// By rows - 1.
+#define LD_TILES(span, minimum)                                                                                \
+  {                                                                                                            \
+    int8_tile_of<1, span, minimum>, int8_tile_of<2, span, minimum>, int8_tile_of<3, span, minimum>,            \
+        int8_tile_of<4, span, minimum>, int8_tile_of<5, span, minimum>, int8_tile_of<6, span, minimum>,        \
+        int8_tile_of<7, span, minimum>                                                                         \
+  }
+constexpr Int8TileFunction kTiles[3][kInt8Rows] = {LD_TILES(32, false), LD_TILES(32, true), LD_TILES(16, false)};
+#undef LD_TILES
+
+void int8_tile(const Int8Tile& tile) {
+  const Int8Chunk& chunk = *tile.chunk;
+  kTiles[chunk.span == 16 ? 2 : chunk.minimum_used][tile.rows - 1](tile);
+}
+
+void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
+  for (int i = 0; i < k * kPanel; i += 16) {
+    const __m256i bits = _mm256_loadu_si256((const __m256i*)(records + 2 * i));
+    const __m512 value = kind == PackedKind::f16
+                             ? _mm512_cvtph_ps(bits)
+                             : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    _mm512_store_ps(w + i, value);
+  }
+}
+
+template <int kRows>
+void float_tile_of(const FloatTile& tile) {
+  __m512 y[kRows][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    y[r][0] = _mm512_loadu_ps(tile.out + r * tile.out_stride);
+    y[r][1] = _mm512_loadu_ps(tile.out + r * tile.out_stride + 16);
+  }
+  const float *w = tile.w, *x = tile.x;
+  for (int i = 0; i < tile.k; ++i, w += kPanel, ++x) {
+    const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 16);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 by = _mm512_set1_ps(x[r * tile.x_stride]);
+      y[r][0] = _mm512_fmadd_ps(w0, by, y[r][0]);
+      y[r][1] = _mm512_fmadd_ps(w1, by, y[r][1]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    _mm512_storeu_ps(tile.out + r * tile.out_stride, y[r][0]);
+    _mm512_storeu_ps(tile.out + r * tile.out_stride + 16, y[r][1]);
+  }
+}
+
+void float_tile(const FloatTile& tile) {
+  static constexpr void (*kFloatTiles[kFloatRows])(const FloatTile&) = {
+      float_tile_of<1>, float_tile_of<2>, float_tile_of<3>, float_tile_of<4>,  float_tile_of<5>,  float_tile_of<6>,
+      float_tile_of<7>, float_tile_of<8>, float_tile_of<9>, float_tile_of<10>, float_tile_of<11>, float_tile_of<12>};
+  kFloatTiles[tile.rows - 1](tile);
+}
+
+}  // namespace
+
+const GemmKernels gemm_avx512_vnni = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
+                                      int8_tile, float_unpack, float_tile, finish};
+
+}  // namespace ld

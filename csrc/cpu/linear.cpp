@@ -1,0 +1,229 @@
+// The linear layer: prepares a slab of input rows once, then shares tiles of (rows, panels) of all outputs out to the
+// threads. A task walks k in chunks; each chunk of a panel is unpacked once and used by all its rows, while the sums of
+// the task stay in a small buffer. Not here: arithmetic (gemm_<row>.cpp), what produces the rows (vector.h).
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/gemm.h"
+#include "cpu/pool.h"
+#include "cpu/vector.h"
+
+namespace ld {
+namespace {
+
+constexpr size_t kLine = 64;
+
+constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Parts of the buffer that holds one unpacked chunk.
+constexpr size_t kStartAt = static_cast<size_t>(kChunk) * kMaxPanel;
+constexpr size_t kScalesSize = kChunk / 16 * kMaxPanel * sizeof(float);
+constexpr size_t kScaleAt = kStartAt + kScalesSize;
+constexpr size_t kMinimumAt = kScaleAt + kScalesSize;
+constexpr size_t kInt8Size = kMinimumAt + kScalesSize / 2;
+constexpr size_t kFloatSize = static_cast<size_t>(kFloatChunk) * kMaxPanel * sizeof(float);
+constexpr size_t kUnpackedSize = round_up(std::max(kInt8Size, kFloatSize), kLine);
+constexpr size_t kSumsSize = sizeof(float) * kTaskRows * kTaskPanels * kMaxPanel;
+
+// Rows of the slab are a line longer than needed, so that rows of a tile do not compete for the same cache sets.
+size_t q_stride_of(int k) { return round_up(k, kLine) + kLine; }
+size_t block_stride_of(int k) { return round_up((k + kBlock - 1) / kBlock, 16) + 16; }
+size_t x_stride_of(int k) { return round_up(k, 16) + 16; }
+
+// The i-th of `parts` even parts of `total`, in units of `unit`: where it begins.
+int part(int total, int unit, int parts, int i) {
+  const int units = (total + unit - 1) / unit;
+  return std::min(total, static_cast<int>(static_cast<int64_t>(units) * i / parts) * unit);
+}
+
+int parts_of(int total, int most) { return (total + most - 1) / most; }
+
+void prefetch(const uint8_t* begin, const uint8_t* end) {
+  for (; begin < end; begin += kLine) __builtin_prefetch(begin, 0, 2);
+}
+
+}  // namespace
+
+// ---- memory ----
+
+LinearScratch::LinearScratch(int rows, int max_k, int threads, void* memory) : max_k_(max_k) {
+  const size_t slab = std::min(rows, kSlabRows);
+  uint8_t* at = static_cast<uint8_t*>(memory);
+  auto take = [&](size_t bytes) {
+    uint8_t* part = at;
+    at += round_up(bytes, kLine);
+    return part;
+  };
+  q_ = take(slab * q_stride_of(max_k));
+  scale_ = reinterpret_cast<float*>(take(slab * block_stride_of(max_k) * sizeof(float)));
+  scaled_sum_ = reinterpret_cast<float*>(take(slab * block_stride_of(max_k) * sizeof(float)));
+  sum_ = reinterpret_cast<int32_t*>(take(slab * block_stride_of(max_k) * sizeof(int32_t)));
+  x_ = reinterpret_cast<float*>(take(slab * x_stride_of(max_k) * sizeof(float)));
+  thread_bytes_ = kUnpackedSize + kSumsSize + round_up(max_k * sizeof(float), kLine);
+  threads_ = take(thread_bytes_ * threads);
+}
+
+size_t linear_scratch_bytes(int rows, int max_k, int threads) {
+  const size_t slab = std::min(rows, kSlabRows);
+  return round_up(slab * q_stride_of(max_k), kLine) + 3 * round_up(slab * block_stride_of(max_k) * 4, kLine) +
+         round_up(slab * x_stride_of(max_k) * sizeof(float), kLine) +
+         threads * (kUnpackedSize + kSumsSize + round_up(max_k * sizeof(float), kLine));
+}
+
+Int8Row LinearScratch::int8_row(int r) const {
+  const ptrdiff_t at = r * block_stride_;
+  return {q_ + r * q_stride_, scale_ + at, scaled_sum_ + at, sum_ + at};
+}
+
+LinearScratch::Thread LinearScratch::thread(int index) const {
+  uint8_t* at = threads_ + index * thread_bytes_;
+  return {at, reinterpret_cast<float*>(at + kUnpackedSize), reinterpret_cast<float*>(at + kUnpackedSize + kSumsSize)};
+}
+
+// ---- rows ----
+
+void prepare(const KernelRow& row, Pool& pool, LinearScratch* scratch, const LinearInput& input, int first, int count,
+             bool as_int8, bool as_float) {
+  scratch->count_ = count;
+  scratch->q_stride_ = static_cast<ptrdiff_t>(q_stride_of(input.width));
+  scratch->block_stride_ = static_cast<ptrdiff_t>(block_stride_of(input.width));
+  scratch->x_stride_ = static_cast<ptrdiff_t>(x_stride_of(input.width));
+  pool.parallel(count, [&](int r, int thread) {
+    float* x = as_float ? scratch->float_row(r) : scratch->thread(thread).produced;
+    row.vector->produce(input, first + r, x);
+    if (as_int8) row.gemm->quantize(x, input.width, scratch->int8_row(r));
+  });
+}
+
+// ---- product ----
+
+namespace {
+
+// One chunk of one panel times all rows of a task.
+void multiply_int8(const PackedMatrix& matrix, const uint8_t* records, int k0, int k, uint8_t* unpacked,
+                   const LinearScratch& scratch, int row0, int row1, const uint8_t* ahead, size_t ahead_bytes,
+                   float* out, ptrdiff_t stride, ptrdiff_t q_stride, ptrdiff_t block_stride) {
+  const GemmKernels& kernels = matrix.kernels();
+  const PackedTraits& traits = matrix.traits();
+  Int8Chunk chunk;
+  chunk.k = k;
+  chunk.bits = traits.bits;
+  chunk.span = traits.span;
+  chunk.offset = traits.offset;
+  chunk.minimum_used = traits.minimum;
+  chunk.q = unpacked;
+  chunk.start = reinterpret_cast<int32_t*>(unpacked + kStartAt);
+  chunk.scale = reinterpret_cast<float*>(unpacked + kScaleAt);
+  chunk.minimum = reinterpret_cast<float*>(unpacked + kMinimumAt);
+  kernels.int8_unpack(traits, records, k, &chunk);
+
+  const int tiles = parts_of(row1 - row0, kernels.int8_rows);
+  for (int t = 0; t < tiles; ++t) {
+    prefetch(ahead + ahead_bytes * t / tiles, ahead + ahead_bytes * (t + 1) / tiles);
+    const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
+    Int8Tile tile;
+    tile.chunk = &chunk;
+    tile.row = scratch.int8_row(row0 + begin);
+    tile.row.q += k0;
+    tile.row.scale += k0 / kBlock;
+    tile.row.scaled_sum += k0 / kBlock;
+    tile.row.sum += k0 / kBlock;
+    tile.q_stride = q_stride;
+    tile.block_stride = block_stride;
+    tile.rows = end - begin;
+    tile.out = out + begin * stride;
+    tile.out_stride = stride;
+    kernels.int8_tile(tile);
+  }
+}
+
+void multiply_float(const PackedMatrix& matrix, const uint8_t* records, int k0, int k, uint8_t* unpacked,
+                    const LinearScratch& scratch, int row0, int row1, const uint8_t* ahead, size_t ahead_bytes,
+                    float* out, ptrdiff_t stride, ptrdiff_t x_stride) {
+  const GemmKernels& kernels = matrix.kernels();
+  const float* w = reinterpret_cast<const float*>(records);
+  if (matrix.kind() != PackedKind::f32) {
+    kernels.float_unpack(matrix.kind(), records, k, reinterpret_cast<float*>(unpacked));
+    w = reinterpret_cast<const float*>(unpacked);
+  }
+  const int tiles = parts_of(row1 - row0, kernels.float_rows);
+  for (int t = 0; t < tiles; ++t) {
+    prefetch(ahead + ahead_bytes * t / tiles, ahead + ahead_bytes * (t + 1) / tiles);
+    const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
+    kernels.float_tile({w, k, scratch.float_row(row0 + begin) + k0, x_stride, end - begin, out + begin * stride,
+                        stride});
+  }
+}
+
+}  // namespace
+
+void multiply_panels(const PackedMatrix& matrix, const LinearScratch& scratch, int thread, int panel0, int panel1,
+                     int row0, int row1, float* out, ptrdiff_t stride) {
+  const PackedTraits& traits = matrix.traits();
+  const int panel = matrix.kernels().panel, k = matrix.k();
+  const int chunks = std::max(1, parts_of(k, traits.integer ? kChunk : kFloatChunk));
+  const size_t record = record_bytes(traits, panel);
+  uint8_t* unpacked = scratch.thread(thread).unpacked;
+  for (int r = 0; r < row1 - row0; ++r) memset(out + r * stride, 0, sizeof(float) * (panel1 - panel0) * panel);
+  for (int c = 0; c < chunks; ++c) {
+    const int k0 = part(k, traits.record, chunks, c), k1 = part(k, traits.record, chunks, c + 1);
+    const size_t at = k0 / traits.record * record, bytes = (k1 - k0) / traits.record * record;
+    for (int p = panel0; p < panel1; ++p) {
+      const uint8_t* records = matrix.panel(p) + at;
+      // What is read next: the same chunk of the next panel, or the next chunk of the first.
+      const uint8_t* ahead = p + 1 < panel1 ? records + matrix.panel_bytes() : matrix.panel(panel0) + at + bytes;
+      const size_t ahead_bytes = p + 1 < panel1 || c + 1 < chunks ? bytes : 0;
+      float* sums = out + static_cast<ptrdiff_t>(p - panel0) * panel;
+      if (traits.integer) {
+        multiply_int8(matrix, records, k0, k1 - k0, unpacked, scratch, row0, row1, ahead, ahead_bytes, sums, stride,
+                      scratch.q_stride_, scratch.block_stride_);
+      } else {
+        multiply_float(matrix, records, k0, k1 - k0, unpacked, scratch, row0, row1, ahead, ahead_bytes, sums, stride,
+                       scratch.x_stride_);
+      }
+    }
+  }
+}
+
+void linear(const KernelRow& row, Pool& pool, LinearScratch* scratch, const LinearInput& input, int rows,
+            const PackedOutput* outputs, int n_outputs) {
+  bool as_int8 = false, as_float = false;
+  int panels = 0;
+  for (int i = 0; i < n_outputs; ++i) {
+    (outputs[i].matrix->traits().integer ? as_int8 : as_float) = true;
+    panels += outputs[i].matrix->panels();
+  }
+  for (int first = 0; first < rows; first += kSlabRows) {
+    const int count = std::min(rows - first, kSlabRows);
+    prepare(row, pool, scratch, input, first, count, as_int8, as_float);
+
+    // Large tasks reuse an unpacked chunk and a row longest; small ones keep all threads busy to the end.
+    int row_parts = parts_of(count, kTaskRows), group = kTaskPanels;
+    const int wanted = pool.threads() == 1 ? 1 : 6 * pool.threads();
+    while (group > 1 && parts_of(panels, group) * row_parts < wanted) group /= 2;
+    while (panels * row_parts < wanted / 2 && count / (2 * row_parts) >= 16) row_parts *= 2;
+
+    int groups = 0;
+    for (int i = 0; i < n_outputs; ++i) groups += parts_of(outputs[i].matrix->panels(), group);
+    pool.parallel(groups * row_parts, [&](int task, int thread) {
+      const int row0 = part(count, 1, row_parts, task / groups), row1 = part(count, 1, row_parts, task / groups + 1);
+      int g = task % groups;
+      const PackedOutput* output = outputs;
+      for (; g >= parts_of(output->matrix->panels(), group); ++output) g -= parts_of(output->matrix->panels(), group);
+      const PackedMatrix& matrix = *output->matrix;
+      const int panel = matrix.kernels().panel;
+      const int panel0 = g * group, panel1 = std::min(panel0 + group, matrix.panels());
+      float* sums = scratch->thread(thread).sums;
+      const ptrdiff_t stride = static_cast<ptrdiff_t>(panel1 - panel0) * panel;
+      multiply_panels(matrix, *scratch, thread, panel0, panel1, row0, row1, sums, stride);
+
+      const int channel = panel0 * panel, channels = std::min(matrix.n(), panel1 * panel) - channel;
+      for (int r = row0; r < row1; ++r) {
+        row.gemm->finish(sums + (r - row0) * stride, output->bias ? output->bias + channel : nullptr, output->add,
+                         channels, output->y + static_cast<ptrdiff_t>(first + r) * output->stride + channel);
+      }
+    });
+  }
+}
+
+}  // namespace ld
