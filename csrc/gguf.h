@@ -1,8 +1,12 @@
-// A GGUF file as a validated, immutable description. This is the main attack surface: one pass checks every number of the
-// file against the file's size and the limits below before anything is allocated from it, so all later code may trust
-// what it reads here. Layout of the format: header, metadata, tensor infos, padding, tensor data.
+// A GGUF file as a validated, immutable description. This is the main attack surface: one pass checks every number of
+// the file against the file's size and the limits below before anything is allocated from it, so all later code may
+// trust what it reads here. Layout of the format: header, metadata, tensor infos, padding, tensor data.
 //
-// Not here: the meaning of metadata (arch.cpp), decoding of blocks (quant/), big-endian files (refused).
+// Limits: 65,536 metadata and tensors each; keys and names 64 KiB of printable UTF-8, no two the same; strings 64 MiB;
+// arrays of scalars or strings; alignment 8 to 4,096; 1 to 4 dims whose product is below 2^46; tensors lie side by side in
+// the file, without overlaps, with less than one alignment between them and after the last.
+//
+// Not here: the meaning of metadata (arch.cpp), decoding of blocks (quant/), big-endian files and version 1 (refused).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "file.h"
 #include "quant/types.h"
 
 namespace ld {
@@ -39,21 +44,20 @@ struct Tensor {
 
 class Gguf {
  public:
-  enum class Access { map, read };
+  using Access = FileBytes::Access;
 
   // Throws Error(LD_FILE) naming the field and its byte offset, Error(LD_MEMORY).
   static std::unique_ptr<const Gguf> open(const std::string& path, Access access);
   // The same checks over bytes that the caller keeps alive (tests, fuzzing).
   static std::unique_ptr<const Gguf> parse(std::span<const uint8_t> bytes);
 
-  ~Gguf();
   Gguf(const Gguf&) = delete;
   Gguf& operator=(const Gguf&) = delete;
 
   std::span<const Metadata> metadata() const { return metadata_; }
   std::span<const Tensor> tensors() const { return tensors_; }
-  const Metadata* find(std::string_view key) const;    // null where absent
-  const Tensor* tensor(std::string_view name) const;   // null where absent
+  const Metadata* find(std::string_view key) const;   // null where absent
+  const Tensor* tensor(std::string_view name) const;  // null where absent
   std::span<const uint8_t> bytes() const { return bytes_; }
 
   // Scalars by key, converted between integer widths with a range check. Throw Error(LD_FILE) where the key is absent
@@ -67,9 +71,10 @@ class Gguf {
   std::string_view string(std::string_view key, std::string_view absent) const;
 
  private:
+  class Parser;
   Gguf() = default;
-  struct File;  // owns the mapping or the buffer
-  std::unique_ptr<File> file_;
+
+  FileBytes file_;  // empty after parse()
   std::span<const uint8_t> bytes_;
   std::vector<Metadata> metadata_;
   std::vector<Tensor> tensors_;
