@@ -23,13 +23,13 @@ namespace ld {
 
 class Pool;
 
-constexpr int kBlock = 32;         // input values that share one scale
-constexpr int kChunk = 512;        // most values of k that are unpacked at a time; a multiple of every record
-constexpr int kFloatChunk = 256;   // the same for float kinds
-constexpr int kSlabRows = 512;     // most rows that are prepared at a time
-constexpr int kTaskRows = 256;     // most rows of one task
-constexpr int kTaskPanels = 4;     // most panels of one task
-constexpr int kMaxPanel = 32;      // of any kernel row
+constexpr int kBlock = 32;        // input values that share one scale
+constexpr int kChunk = 512;       // most values of k that are unpacked at a time; a multiple of every record
+constexpr int kFloatChunk = 256;  // the same for float kinds
+constexpr int kSlabRows = 512;    // most rows that are prepared at a time
+constexpr int kTaskRows = 256;    // most rows of one task
+constexpr int kTaskPanels = 4;    // most panels of one task
+constexpr int kMaxPanel = 32;     // of any kernel row
 
 // ---- packed weights ----
 
@@ -45,7 +45,7 @@ struct PackedTraits {
   int span;      // values of k per scale: 32 or 16; 0 where there is none
   bool minimum;
   bool super;
-  int offset;    // subtracted from stored 4-bit values
+  int offset;  // subtracted from stored 4-bit values
 };
 const PackedTraits& packed_traits(PackedKind kind);
 
@@ -68,10 +68,10 @@ class PackedMatrix {
   PackedKind kind() const { return kind_; }
   int n() const { return n_; }
   int k() const { return k_; }
-  int panels() const;                         // the last may hold fewer than `panel` channels of meaning
+  int panels() const;  // the last may hold fewer than `panel` channels of meaning
   size_t panel_bytes() const { return panel_bytes_; }
   const uint8_t* panel(int index) const { return data_ + static_cast<size_t>(index) * panel_bytes_; }
-  size_t bytes() const { return bytes_; }     // memory held
+  size_t bytes() const { return bytes_; }  // memory held
 
  private:
   PackedMatrix() = default;
@@ -94,22 +94,22 @@ struct Int8Row {
 
 // A chunk of one panel, unpacked. Which parts are filled is between a row's unpack and tile.
 struct Int8Chunk {
-  int k;               // multiple of 32
+  int k;  // multiple of 32
   int bits, span, offset;
   bool minimum_used;
-  uint8_t* q;          // [k / 4][panel][4]
-  int32_t* start;      // [k / span][panel]
-  float* scale;        // [k / span][panel]
-  float* minimum;      // [k / 32][panel]
+  uint8_t* q;      // [k / 4][panel][4]
+  int32_t* start;  // [k / span][panel]
+  float* scale;    // [k / span][panel]
+  float* minimum;  // [k / 32][panel]
 };
 
 // `rows` input rows against one chunk: out[r][c] goes on from its present value.
 struct Int8Tile {
   const Int8Chunk* chunk;
-  Int8Row row;                   // the first row, at the chunk's first block
+  Int8Row row;                       // the first row, at the chunk's first block
   ptrdiff_t q_stride, block_stride;  // from row to row
   int rows;
-  float* out;                    // [rows, panel]
+  float* out;  // [rows, panel]
   ptrdiff_t out_stride;
 };
 
@@ -124,8 +124,8 @@ struct FloatTile {
 };
 
 struct GemmKernels {
-  int panel;                      // output channels per panel, <= kMaxPanel
-  int int8_rows, float_rows;      // most rows of one tile
+  int panel;                  // output channels per panel, <= kMaxPanel
+  int int8_rows, float_rows;  // most rows of one tile
   // Rounds to nearest; |q| <= 127, scale = max |x| / 127 per block, 0 where max |x| < 2^-100. k is a multiple of 32.
   void (*quantize)(const float* x, int k, const Int8Row& row);
   void (*int8_unpack)(const PackedTraits& traits, const uint8_t* records, int k, Int8Chunk* chunk);
@@ -159,10 +159,10 @@ class LinearScratch {
   friend void prepare(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, int, bool, bool);
   friend void multiply_panels(const PackedMatrix&, const LinearScratch&, int, int, int, int, int, float*, ptrdiff_t);
   friend void linear(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, const struct PackedOutput*, int);
-  struct Thread {        // buffers of one thread
-    uint8_t* unpacked;   // one chunk
-    float* sums;         // [kTaskRows][kTaskPanels * kMaxPanel]
-    float* produced;     // [max_k]
+  struct Thread {       // buffers of one thread
+    uint8_t* unpacked;  // one chunk
+    float* sums;        // [kTaskRows][kTaskPanels * kMaxPanel]
+    float* produced;    // [max_k]
   };
   Thread thread(int index) const;
 
@@ -192,7 +192,7 @@ struct PackedOutput {
   const float* bias;           // [n] or null
   float* y;                    // [rows, n] at stride; must not overlap the input
   int stride;
-  bool add;                    // y += instead of y =
+  bool add;  // y += instead of y =
 };
 
 // y = produced rows * W^T (+ bias) (+ y) for every output. No allocation.

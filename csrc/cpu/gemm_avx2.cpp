@@ -81,8 +81,7 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
     if (!t.minimum) continue;
     const __m256 dmin = _mm256_sub_ps(_mm256_setzero_ps(), load_half(record.dmin + 2 * half));
     for (int i = 0; i < t.record / kBlock; ++i) {
-      _mm256_store_ps(minimum + i * kPanel + half,
-                      _mm256_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
+      _mm256_store_ps(minimum + i * kPanel + half, _mm256_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
     }
   }
 }

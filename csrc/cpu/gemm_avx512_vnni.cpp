@@ -35,9 +35,8 @@ void quantize(const float* x, int k, const Int8Row& row) {
   for (int b = 0; b < k / kBlock; ++b, x += kBlock) {
     const __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 16);
     // Largest magnitude as bits, so that NaN and infinity come out on top.
-    const int32_t largest = _mm512_reduce_max_epi32(
-        _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(x0), magnitude),
-                         _mm512_and_si512(_mm512_castps_si512(x1), magnitude)));
+    const int32_t largest = _mm512_reduce_max_epi32(_mm512_max_epi32(
+        _mm512_and_si512(_mm512_castps_si512(x0), magnitude), _mm512_and_si512(_mm512_castps_si512(x1), magnitude)));
     const float max = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(largest)));
     const bool finite = largest < 0x7f800000, tiny = max < 0x1p-100f;
     __m512i q0 = _mm512_setzero_si512(), q1 = q0;
@@ -71,8 +70,7 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
     if (!t.minimum) continue;
     const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_half(record.dmin + 2 * half));
     for (int i = 0; i < t.record / kBlock; ++i) {
-      _mm512_store_ps(minimum + i * kPanel + half,
-                      _mm512_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
+      _mm512_store_ps(minimum + i * kPanel + half, _mm512_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
     }
   }
 }
@@ -200,11 +198,11 @@ void int8_tile_of(const Int8Tile& tile) {
 using Int8TileFunction = void (*)(const Int8Tile&);
 
 // By rows - 1.
-#define LD_TILES(span, minimum)                                                                                \
-  {                                                                                                            \
-    int8_tile_of<1, span, minimum>, int8_tile_of<2, span, minimum>, int8_tile_of<3, span, minimum>,            \
-        int8_tile_of<4, span, minimum>, int8_tile_of<5, span, minimum>, int8_tile_of<6, span, minimum>,        \
-        int8_tile_of<7, span, minimum>                                                                         \
+#define LD_TILES(span, minimum)                                                                         \
+  {                                                                                                     \
+    int8_tile_of<1, span, minimum>, int8_tile_of<2, span, minimum>, int8_tile_of<3, span, minimum>,     \
+        int8_tile_of<4, span, minimum>, int8_tile_of<5, span, minimum>, int8_tile_of<6, span, minimum>, \
+        int8_tile_of<7, span, minimum>                                                                  \
   }
 constexpr Int8TileFunction kTiles[3][kInt8Rows] = {LD_TILES(32, false), LD_TILES(32, true), LD_TILES(16, false)};
 #undef LD_TILES

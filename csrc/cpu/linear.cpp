@@ -150,8 +150,8 @@ void multiply_float(const PackedMatrix& matrix, const uint8_t* records, int k0, 
   for (int t = 0; t < tiles; ++t) {
     prefetch(ahead + ahead_bytes * t / tiles, ahead + ahead_bytes * (t + 1) / tiles);
     const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
-    kernels.float_tile({w, k, scratch.float_row(row0 + begin) + k0, x_stride, end - begin, out + begin * stride,
-                        stride});
+    kernels.float_tile(
+        {w, k, scratch.float_row(row0 + begin) + k0, x_stride, end - begin, out + begin * stride, stride});
   }
 }
 

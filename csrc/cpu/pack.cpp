@@ -236,8 +236,8 @@ PackedMatrix* PackedMatrix::pack(const KernelRow& kernel_row, const Tensor& tens
     if (each.type == tensor.type->type) row = &each;
   }
   if (!row) {
-    throw Error(LD_FILE, text("%s: type %s cannot be run; convert the model to another type", name.c_str(),
-                              tensor.type->name));
+    throw Error(LD_FILE,
+                text("%s: type %s cannot be run; convert the model to another type", name.c_str(), tensor.type->name));
   }
   if (tensor.rows() > INT_MAX / 2 || tensor.columns() > INT_MAX / 2) {
     throw Error(LD_FILE, text("%s: a matrix of %llu x %llu is too large", name.c_str(),

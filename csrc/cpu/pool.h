@@ -15,8 +15,7 @@ namespace ld {
 class TaskRef {
  public:
   template <class F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
-  TaskRef(F&& callable)  // NOLINT: lambdas convert
+  requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>) TaskRef(F&& callable)  // NOLINT: lambdas convert
       : object_(const_cast<void*>(static_cast<const void*>(&callable))), call_([](void* object, int task, int thread) {
           (*static_cast<std::remove_reference_t<F>*>(object))(task, thread);
         }) {}
@@ -51,7 +50,7 @@ class Pool {
   void stop();               // ends and joins the workers
 
   int threads_;
-  int64_t spin_ns_;                  // before sleeping; 0 where threads exceed processors
+  int64_t spin_ns_;  // before sleeping; 0 where threads exceed processors
   const TaskRef* callable_ = nullptr;
   int n_tasks_ = 0;
   // High half: the call's number. Low half: tasks not yet taken. One word, so that a worker that wakes late can never

@@ -1,11 +1,10 @@
 // The thread pool: every task runs exactly once, results are visible, late sleepers are woken, more threads than
 // processors make progress. Run under the thread sanitizer too.
-#include "cpu/pool.h"
-
 #include <chrono>
 #include <thread>
 #include <vector>
 
+#include "cpu/pool.h"
 #include "test.h"
 
 using ld::Pool;
