@@ -7,6 +7,7 @@ output.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -147,6 +148,8 @@ def _plan_copy(source: Path, diffusion: str | None, name: str | None) -> _Plan:
     spec = resolve(plain, diffusion)
     if spec is not None:
         spec.check_vocabulary(int(embedding.shape[1]))
+        for key in dataclasses.replace(spec, stop_tokens=(0,)).to_gguf(arch):  # an emptied list has no key
+            metadata.pop(key, None)
         metadata.update(spec.to_gguf(arch))
     name = name or str(plain.get("general.name", source.stem))
     metadata["general.name"] = name
@@ -178,7 +181,7 @@ def _plan_checkpoint(
     rows = matched[0].shape[0]
     files = load_tokenizer(tokenizer or source)
     vocabulary, more_notices = vocabulary_metadata(files, checkpoint.config, rows)
-    spec = _record(family.arch, source / RECORD_FILE, diffusion)
+    spec = _record({**vocabulary, "general.architecture": family.arch}, source / RECORD_FILE, diffusion)
     if spec is None:
         notices.append(
             "written without a diffusion record; a diffusion model needs --diffusion PRESET or mask=ID,shift=0|1"
@@ -214,10 +217,14 @@ def _plan_checkpoint(
     return _Plan(family.arch, name, metadata, planned, spec, notices + more_notices, sources)
 
 
-def _record(arch: str, path: Path, diffusion: str | None) -> DiffusionSpec | None:
-    metadata: dict[str, Any] = {"general.architecture": arch}
+def _record(metadata: dict[str, Any], path: Path, diffusion: str | None) -> DiffusionSpec | None:
+    """The record in force: `diffusion` over the file `path` over the tokenizer's mask token."""
     if path.is_file():
-        metadata |= DiffusionSpec.from_json(path.read_text(encoding="utf-8")).to_gguf(arch)
+        try:
+            stored = DiffusionSpec.from_json(path.read_text(encoding="utf-8"))
+        except (ModelFileError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{path}: {error}") from None
+        metadata |= stored.to_gguf(metadata["general.architecture"])
     return resolve(metadata, diffusion)
 
 

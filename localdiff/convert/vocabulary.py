@@ -2,7 +2,7 @@
 
 Byte-level BPE becomes the model `gpt2` with tokens and merges; BPE with byte fallback becomes `llama` with scores,
 which are the negated ranks of the merges. The second form cannot say everything the first can, so
-readers should prefer the first. Not here: Unigram and WordPiece tokenizers, which the supported families do not use (refused).
+readers should prefer the first. Not here: Unigram and WordPiece tokenizers, which the supported families do not use.
 """
 
 from __future__ import annotations
