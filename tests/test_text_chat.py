@@ -258,7 +258,7 @@ ATTACKS = [
     "{% for x in [messages] recursive %}{{ loop([messages]) }}{% endfor %}",
     "{{ 9 ** 9 ** 9 }}",
     "{% for i in range(9999) %}{% for j in range(9999) %}{% set x = messages|sort %}{% endfor %}{% endfor %}",
-    "{% set ns = namespace(a='x' * 9 ** 8) %}{% for i in range(99999) %}{% if ns.a ~ 'y' == 'z' %}{% endif %}{% endfor %}",
+    "{% set ns=namespace(a='x'*9**8) %}{% for i in range(99999) %}{% if ns.a ~ 'y' == 'z' %}{% endif %}{% endfor %}",
     # memory
     BIG + "{% for i in range(40) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}{{ ns.a|length }}",
     BIG + "{% for i in range(40) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a|length }}",
