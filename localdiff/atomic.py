@@ -67,7 +67,8 @@ def _create(target: Path) -> tuple[Path, int]:
             continue
         except OSError as error:
             raise ModelFileError(f"{target}: cannot be written: {error.strerror or error}") from error
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody takes the file for stale either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:  # else another writer took it for stale before it was locked
             return temporary, descriptor
         os.close(descriptor)
