@@ -57,7 +57,7 @@ size_t record_bytes(const PackedTraits& traits, int panel);
 class PackedMatrix {
  public:
   // Repacks a matrix of the file for a kernel row, on all threads of the pool. Throws Error(LD_FILE) naming the tensor
-  // for a scale that is not finite or a type that cannot be run, Error(LD_MEMORY).
+  // for a scale or float that is not finite, or a type that cannot be run, Error(LD_MEMORY).
   static PackedMatrix* pack(const KernelRow& row, const Tensor& tensor, Pool& pool);
   ~PackedMatrix();
   PackedMatrix(const PackedMatrix&) = delete;

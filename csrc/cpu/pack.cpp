@@ -151,8 +151,6 @@ constexpr PackedTraits kTraits[static_cast<int>(PackedKind::count)] = {
     {"i8_super", true, 8, kSuper, 16, false, true, 0},
 };
 
-bool is_finite_half(uint16_t bits) { return (bits & 0x7c00) != 0x7c00; }
-
 // Where the parts of a record begin; the order that record_bytes states.
 struct RecordLayout {
   size_t dmin, codes, min_codes, q, bytes;
@@ -190,23 +188,25 @@ void put(const PackedTraits& t, const RecordLayout& at, int panel, const Split& 
   }
 }
 
-// Records of channels [0, channels) of one panel, from whole rows of the file. Returns the first block of those rows
-// whose scale is not finite, or -1.
-int64_t pack_integers(const PackRow& row, const PackedTraits& t, int panel, const uint8_t* rows, size_t row_bytes,
-                      int channels, int k, size_t block_bytes, uint8_t* out) {
+// The first block of a row of the file with a scale (or float) that is not finite, or -1.
+int64_t first_bad_block(const TypeTraits& type, const uint8_t* row, size_t blocks) {
+  if (type.finite(row, blocks * type.block)) return -1;
+  int64_t block = 0;
+  while (type.finite(row + block * type.block_bytes, type.block)) ++block;
+  return block;
+}
+
+// Records of channels [0, channels) of one panel, from whole rows of the file.
+void pack_integers(const PackRow& row, const PackedTraits& t, int panel, const uint8_t* rows, size_t row_bytes,
+                   int channels, int k, size_t block_bytes, uint8_t* out) {
   const RecordLayout at(t, panel);
   Split split = {};
-  int64_t bad = -1;
   for (int record = 0; record < k / t.record; ++record, out += at.bytes) {
     for (int c = 0; c < channels; ++c) {
       row.split(rows + c * row_bytes + record * block_bytes, &split);
-      const bool fine = is_finite_half(split.d) && (!t.minimum || is_finite_half(split.dmin));
-      const int64_t block = static_cast<int64_t>(c) * (k / t.record) + record;
-      if (!fine && (bad < 0 || block < bad)) bad = block;
       put(t, at, panel, split, c, out);
     }
   }
-  return bad;
 }
 
 // The same for float kinds: [k][panel] of `size` bytes.
@@ -268,24 +268,29 @@ PackedMatrix* PackedMatrix::pack(const KernelRow& kernel_row, const Tensor& tens
   const size_t blocks_per_row = tensor.columns() / tensor.type->block;
   const size_t row_bytes = blocks_per_row * tensor.type->block_bytes;
   std::atomic<int64_t> first_bad{INT64_MAX};
+  auto report = [&](int64_t block) {
+    for (int64_t known = first_bad; block < known && !first_bad.compare_exchange_weak(known, block);) {
+    }
+  };
   pool.parallel(panels, [&](int p, int) {
     const uint8_t* rows = tensor.data.data() + static_cast<size_t>(p) * panel * row_bytes;
     const int channels = std::min(panel, n - p * panel);
     uint8_t* out = matrix->data_ + static_cast<size_t>(p) * matrix->panel_bytes_;
-    if (!traits.integer) {
-      pack_floats(traits.bits / 8, panel, rows, row_bytes, channels, k, out);
+    for (int c = 0; c < channels; ++c) {
+      const int64_t bad = first_bad_block(*tensor.type, rows + c * row_bytes, blocks_per_row);
+      if (bad < 0) continue;
+      report((static_cast<int64_t>(p) * panel + c) * static_cast<int64_t>(blocks_per_row) + bad);
       return;
     }
-    int64_t bad = pack_integers(*row, traits, panel, rows, row_bytes, channels, k, tensor.type->block_bytes, out);
-    if (bad < 0) return;
-    bad += static_cast<int64_t>(p) * panel * static_cast<int64_t>(blocks_per_row);
-    int64_t known = first_bad.load();
-    while (bad < known && !first_bad.compare_exchange_weak(known, bad)) {
+    if (traits.integer) {
+      pack_integers(*row, traits, panel, rows, row_bytes, channels, k, tensor.type->block_bytes, out);
+    } else {
+      pack_floats(traits.bits / 8, panel, rows, row_bytes, channels, k, out);
     }
   });
   if (first_bad.load() != INT64_MAX) {
-    throw Error(LD_FILE, text("%s: block %lld has a scale that is not finite; the file is damaged", name.c_str(),
-                              static_cast<long long>(first_bad.load())));
+    throw Error(LD_FILE, text("%s: block %lld has a %s that is not finite; the file is damaged", name.c_str(),
+                              static_cast<long long>(first_bad.load()), traits.integer ? "scale" : "value"));
   }
   return matrix.release();
 }

@@ -425,6 +425,12 @@ TEST(a_scale_that_is_not_finite_is_refused) {
   }
 }
 
+TEST(a_float_that_is_not_finite_is_refused) {
+  Matrix matrix(TensorType::bf16, 40, 100, 52);
+  matrix.set_half(2 * 3333, 0x7f80);
+  for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix, 2), "block 3333 has a value");
+}
+
 TEST(a_type_without_a_kind_is_refused) {
   const TypeTraits traits = {TensorType::iq4_xs, "IQ4_XS", 256, 136, nullptr, nullptr};
   Matrix matrix(TensorType::f32, 2, 256, 1);
