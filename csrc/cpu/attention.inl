@@ -1,4 +1,4 @@
-// Interval attention of one kv head, included by vector_<isa>.cpp after vector.inl. Positions are taken in blocks of
+// Interval attention of one kv head, the end of vector.inl. Positions are taken in blocks of
 // kSpan, anchored at position 0, with a running maximum and sum per query row; query rows in tiles of up to LD_ROWS so
 // that keys and values are loaded once per tile. A query row's sums ascend by position whatever its tile and whatever
 // the block's edges, so its result depends on nothing but its own query and interval.
@@ -128,7 +128,8 @@ LD_INLINE void attend_tile(const TileKernels& tile, int queries, const Interval*
     if (seen[r].from > common.from) common.from = seen[r].from;
     if (seen[r].to < common.to) common.to = seen[r].to;
   }
-  for (int r = 0; r < queries; r += kWidth) store(shift + r, exponential(load_part(shift + r, queries - r < kWidth ? queries - r : kWidth, 0)));
+  for (int r = 0; r < queries; r += kWidth)
+    store(shift + r, exponential(load_part(shift + r, queries - r < kWidth ? queries - r : kWidth, 0)));
   for (int r = 0; r < queries; ++r) {
     float* row = s + r * kSpan;
     const float max = running[r].max == kMinusInfinity ? 0 : running[r].max;

@@ -23,14 +23,14 @@ constexpr int kThresholds = 8;
 struct AttentionTask {
   const float* q;  // row 0, first query head of the group; [n_rows, group * head_dim] at stride
   int stride;
-  float* out;      // the same shape at out_stride
+  float* out;  // the same shape at out_stride
   int out_stride;
   const RowInfo* rows;
   int n_rows, group, head_dim;
-  const float* keys;    // layout of kv.h
+  const float* keys;  // layout of kv.h
   const float* values;
   float scale;
-  float* scratch;       // attention_scratch(n_rows * group, head_dim) floats, 64-byte aligned
+  float* scratch;  // attention_scratch(n_rows * group, head_dim) floats, 64-byte aligned
 };
 
 struct VectorKernels {

@@ -89,7 +89,8 @@ LD_INLINE vf complementary_error(vf t) {
 template <Activation kind>
 LD_INLINE vf activate(vf x) {
   if (kind == Activation::silu) return x / (1.0f + exponential(-x));
-  if (kind == Activation::gelu_tanh) {  // x (1 + tanh(a)) / 2 = x / (1 + exp(-2 a)), a = sqrt(2 / pi) (x + 0.044715 x^3)
+  if (kind ==
+      Activation::gelu_tanh) {  // x (1 + tanh(a)) / 2 = x / (1 + exp(-2 a)), a = sqrt(2 / pi) (x + 0.044715 x^3)
     const vf cubic = fma(x * x, broadcast(0.044715f), broadcast(1.0f)) * x;
     return x / (1.0f + exponential(cubic * -1.5957691216f));
   }
@@ -119,7 +120,7 @@ template <bool squares>
 LD_INLINE double sum_row(const float* x, int n, float shift) {
   vf sum[4] = {};
   int i = 0;
-  auto add = [&](vf& to, vf value) __attribute__((always_inline)) {
+  auto add = [&](vf & to, vf value) __attribute__((always_inline)) {
     value -= shift;
     to = squares ? fma(value, value, to) : to + value;
   };
@@ -157,10 +158,18 @@ void produce(const LinearInput& input, int row, float* dst) {
   const bool plain = input.activation == Activation::none && !up;
   if (!plain) {
     switch (input.activation) {
-      case Activation::none: activate_row<Activation::none>(x, up, n, dst); break;
-      case Activation::silu: activate_row<Activation::silu>(x, up, n, dst); break;
-      case Activation::gelu_tanh: activate_row<Activation::gelu_tanh>(x, up, n, dst); break;
-      case Activation::gelu_erf: activate_row<Activation::gelu_erf>(x, up, n, dst); break;
+      case Activation::none:
+        activate_row<Activation::none>(x, up, n, dst);
+        break;
+      case Activation::silu:
+        activate_row<Activation::silu>(x, up, n, dst);
+        break;
+      case Activation::gelu_tanh:
+        activate_row<Activation::gelu_tanh>(x, up, n, dst);
+        break;
+      case Activation::gelu_erf:
+        activate_row<Activation::gelu_erf>(x, up, n, dst);
+        break;
     }
     x = dst;
   }
@@ -279,3 +288,5 @@ double cut(const float* x, int blocks, float max, float scale, float floor, floa
 }
 
 float exponential_of(float x) { return exponential(broadcast(x))[0]; }
+
+#include "cpu/attention.inl"

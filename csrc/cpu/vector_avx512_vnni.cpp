@@ -18,7 +18,6 @@ inline __attribute__((always_inline)) vf fma(vf a, vf b, vf c) { return _mm512_f
 inline __attribute__((always_inline)) vf maximum(vf a, vf b) { return _mm512_mask_max_ps(a, 0xFFFF, a, b); }
 
 #include "cpu/vector.inl"
-#include "cpu/attention.inl"
 
 }  // namespace
 

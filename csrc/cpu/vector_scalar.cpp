@@ -16,7 +16,6 @@ inline vf fma(vf a, vf b, vf c) { return a * b + c; }
 inline vf maximum(vf a, vf b) { return a > b ? a : b; }
 
 #include "cpu/vector.inl"
-#include "cpu/attention.inl"
 
 }  // namespace
 

@@ -1,0 +1,38 @@
+// Lays out the memory of a session: one allocation cut into 64-byte aligned parts. The same layout code runs twice, first
+// over no memory to learn the size (plan), then over the allocation (create), so that the two can never disagree.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "error.h"
+
+namespace ld {
+
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<uint8_t*>(base)) {}
+
+  // The product of `counts` values of T; null while measuring. Throws Error(LD_MEMORY) where that many bytes cannot be
+  // counted.
+  template <class T, class... Counts>
+  T* take(Counts... counts) {
+    size_t bytes = sizeof(T);
+    bool fits = true;
+    ((fits &= !__builtin_mul_overflow(bytes, static_cast<size_t>(counts), &bytes)), ...);
+    const size_t at = used_;
+    if (!fits || bytes > SIZE_MAX / 2 - at) {
+      throw Error(LD_MEMORY, "the session's state does not fit any memory; ask for fewer slots, positions or rows");
+    }
+    used_ += (bytes + kLine - 1) / kLine * kLine;
+    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kLine = 64;
+  uint8_t* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace ld

@@ -1,0 +1,43 @@
+// Rotary positions, keys and values, and interval attention of a context: cuts a call into tasks of some rows of one
+// canvas x one kv head, so that the query heads of a group share what is loaded, and hands them to the threads. How a
+// call is cut never shows in the results. Not here: the arithmetic (attention.inl).
+#pragma once
+
+#include "cpu/arena.h"
+#include "cpu/kv.h"
+#include "cpu/pool.h"
+#include "cpu/vector.h"
+
+namespace ld {
+
+class Attention {
+ public:
+  // Memory from the arena must be zeros.
+  Attention(Arena* arena, const ContextShape& shape, int threads);
+
+  // See Ops::store_kv (k is rotated in place too) and Ops::attention.
+  void store(const VectorKernels& kernels, Pool& pool, int layer, float* qkv, int stride, const RowInfo* rows,
+             int n_rows, const RopeParams& rope);
+  void attend(const VectorKernels& kernels, Pool& pool, int layer, const float* qkv, int stride, const RowInfo* rows,
+              int n_rows, float scale, float* out);
+
+ private:
+  struct Piece {  // rows of one canvas
+    int32_t first, count;
+  };
+
+  void fill_angles(const RowInfo* rows, int n_rows, const RopeParams& rope);
+
+  int heads_, group_;
+  Kv kv_;
+  // Cosines and sines by position, [slot_length][head_dim / 2], filled when a position is first used.
+  const float* frequencies_ = nullptr;  // that they were made from
+  float *cosines_, *sines_;
+  bool* known_;  // [slot_length]
+  size_t positions_;
+  Piece* pieces_;  // [rows]
+  float* scratch_;
+  size_t scratch_stride_;  // floats per thread
+};
+
+}  // namespace ld

@@ -1,0 +1,243 @@
+// The processor's row of Ops: opens a kernel row by name, keeps weights, and owns a session's memory, one allocation that
+// holds activations, keys and values and all scratch. Everything a step does is handed to the parts of this folder.
+#include "ops.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "cpu/attention.h"
+#include "cpu/propose.h"
+#include "error.h"
+
+namespace ld {
+
+struct Device {
+  const KernelRow* row;
+  Pool pool;  // packs weights
+};
+
+struct Weight {
+  Tensor table;                          // gather: a view of the file
+  std::unique_ptr<PackedMatrix> matrix;  // multiply
+};
+
+namespace {
+
+constexpr size_t kPage = size_t{2} << 20;
+constexpr int kEmbedRows = 8;
+constexpr int kOutputs = 8;  // handed to linear() at a time
+constexpr size_t kLargestBlock = 256;
+constexpr int kMostRows = 16;
+
+// Zeroed memory at a 2 MiB boundary, on huge pages where the system has them.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+    void* got = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (got == MAP_FAILED) {
+      throw Error(LD_MEMORY, text("a session of %zu MiB does not fit the memory; ask for fewer slots or positions",
+                                  (bytes >> 20) + 1));
+    }
+    mapped_ = got;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(got);
+    data_ = reinterpret_cast<void*>((address + kPage - 1) / kPage * kPage);
+#ifdef MADV_HUGEPAGE
+    madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: nothing depends on it
+#endif
+  }
+  ~Memory() { munmap(mapped_, bytes_ + kPage); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  size_t bytes_;
+  void *mapped_, *data_;
+};
+
+// Everything of a context that lies in its memory.
+struct Layout {
+  Layout(Arena arena, const ContextShape& shape, int threads)
+      : linear_memory(arena.take<uint8_t>(linear_scratch_bytes(shape.rows, shape.max_k, threads))),
+        attention(&arena, shape, threads),
+        head(&arena, shape.vocab, shape.rows, threads) {
+    for (int i = 0; i < static_cast<int>(Buffer::count); ++i) {
+      buffers[i] = arena.take<float>(shape.rows, shape.width[i]);
+    }
+    bytes = arena.used();
+  }
+  void* linear_memory;
+  Attention attention;
+  Head head;
+  float* buffers[static_cast<int>(Buffer::count)];
+  size_t bytes;
+};
+
+int threads_of(const ContextShape& shape) { return shape.threads ? shape.threads : available_threads(); }
+
+size_t layout_bytes(const ContextShape& shape, int threads) { return Layout(Arena(nullptr), shape, threads).bytes; }
+
+}  // namespace
+
+struct Context {
+  Context(const KernelRow* kernel_row, const ContextShape& shape)
+      : row(kernel_row),
+        pool(threads_of(shape)),
+        memory(layout_bytes(shape, pool.threads())),
+        layout(Arena(memory.data()), shape, pool.threads()),
+        linear(shape.rows, shape.max_k, pool.threads(), layout.linear_memory) {}
+
+  const KernelRow* row;
+  Pool pool;
+  Memory memory;
+  Layout layout;
+  LinearScratch linear;
+};
+
+namespace {
+
+const KernelRow* find_row(const char* isa) {
+  int count;
+  const KernelRow* rows = kernel_rows(&count);
+  std::string known;
+  for (int i = 0; i < count; ++i) {
+    if (isa ? strcmp(rows[i].name, isa) == 0 && rows[i].supported() : rows[i].supported()) return &rows[i];
+    known += std::string(i ? ", " : "") + rows[i].name + (rows[i].supported() ? "" : " (not on this processor)");
+  }
+  throw Error(LD_INVALID, text("isa '%.64s' cannot be used here; known: %s", isa, known.c_str()));
+}
+
+Device* open(const DeviceOptions& options) {
+  const KernelRow* row = find_row(options.isa);
+  return new Device{row, Pool(options.threads)};
+}
+
+void close(Device* device) { delete device; }
+
+const char* isa(const Device* device) { return device->row->name; }
+
+Weight* pack(Device* device, const Tensor& tensor, Use use) {
+  auto weight = std::make_unique<Weight>();
+  weight->table = tensor;
+  if (use == Use::multiply) {
+    weight->matrix.reset(PackedMatrix::pack(*device->row, tensor, device->pool));
+  } else if (!tensor.type->decode || tensor.type->block > kLargestBlock) {
+    throw Error(LD_FILE, text("%.*s: type %s is not supported yet", static_cast<int>(tensor.name.size()),
+                              tensor.name.data(), tensor.type->name));
+  }
+  return weight.release();
+}
+
+void release(Weight* weight) { delete weight; }
+
+size_t weight_bytes(const Weight* weight) { return weight->matrix ? weight->matrix->bytes() : 0; }
+
+constexpr std::align_val_t kVectorAlign{64};
+
+float* upload(Device*, const float* values, size_t count) {
+  float* vector = static_cast<float*>(operator new(count * sizeof(float), kVectorAlign, std::nothrow));
+  if (!vector) throw Error(LD_MEMORY, text("%zu bytes of memory could not be had", count * sizeof(float)));
+  std::copy(values, values + count, vector);
+  return vector;
+}
+
+void release_vector(float* vector) { operator delete(vector, kVectorAlign); }
+
+size_t plan(const Device*, const ContextShape& shape) {
+  return layout_bytes(shape, threads_of(shape)) + sizeof(Context);
+}
+
+Context* create(Device* device, const ContextShape& shape) { return new Context(device->row, shape); }
+
+void destroy(Context* context) { delete context; }
+
+float* buffer(Context* context, Buffer which) { return context->layout.buffers[static_cast<int>(which)]; }
+
+int threads(const Context* context) { return context->pool.threads(); }
+
+void embed(Context* context, const Weight* weight, const int32_t* ids, int rows, bool add, float* out) {
+  const Tensor& table = weight->table;
+  const size_t width = table.columns(), block = table.type->block, block_bytes = table.type->block_bytes;
+  context->pool.parallel((rows + kEmbedRows - 1) / kEmbedRows, [&](int task, int) {
+    for (int r = task * kEmbedRows; r < std::min((task + 1) * kEmbedRows, rows); ++r) {
+      const uint8_t* source = table.data.data() + static_cast<size_t>(ids[r]) * (width / block) * block_bytes;
+      float* row = out + static_cast<size_t>(r) * width;
+      if (!add) {
+        table.type->decode(source, row, width);
+        continue;
+      }
+      const size_t step = kLargestBlock / block * block;
+      for (size_t i = 0; i < width; i += step) {
+        float values[kLargestBlock];
+        const size_t n = std::min(step, width - i);
+        table.type->decode(source + i / block * block_bytes, values, n);
+        for (size_t j = 0; j < n; ++j) row[i + j] += values[j];
+      }
+    }
+  });
+}
+
+void linear(Context* context, const LinearInput& input, int rows, const LinearOutput* outputs, int n_outputs) {
+  for (int first = 0; first < n_outputs; first += kOutputs) {
+    PackedOutput packed[kOutputs];
+    const int count = std::min(kOutputs, n_outputs - first);
+    for (int i = 0; i < count; ++i) {
+      const LinearOutput& o = outputs[first + i];
+      packed[i] = {o.weight->matrix.get(), o.bias, o.y, o.stride, o.add};
+    }
+    linear(*context->row, context->pool, &context->linear, input, rows, packed, count);
+  }
+}
+
+void store_kv(Context* context, int layer, float* qkv, int stride, const RowInfo* rows, int n_rows,
+              const RopeParams& rope) {
+  context->layout.attention.store(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, rope);
+}
+
+void attention(Context* context, int layer, const float* qkv, int stride, const RowInfo* rows, int n_rows, float scale,
+               float* out) {
+  context->layout.attention.attend(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, scale, out);
+}
+
+int propose(Context* context, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
+            int rows) {
+  return context->layout.head.propose(*context->row, context->pool, &context->linear, input, *head->matrix, bias, score,
+                                      rows);
+}
+
+void logits(Context* context, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
+  context->layout.head.logits(*context->row, context->pool, &context->linear, input, *head->matrix, bias, rows, out);
+}
+
+}  // namespace
+
+const Ops& cpu_ops() {
+  static const Ops ops = {"cpu",  open,           close,    isa,       pack,    release, weight_bytes,
+                          upload, release_vector, plan,     create,    destroy, buffer,  threads,
+                          embed,  linear,         store_kv, attention, propose, logits};
+  return ops;
+}
+
+const IsaRow* isa_rows(int* count) {
+  struct Rows {
+    int count;
+    IsaRow row[kMostRows];
+  };
+  static const Rows rows = [] {
+    Rows result{};
+    const KernelRow* kernels = kernel_rows(&result.count);
+    result.count = std::min(result.count, kMostRows);
+    for (int i = 0; i < result.count; ++i) result.row[i] = {kernels[i].name, kernels[i].supported};
+    return result;
+  }();
+  *count = rows.count;
+  return rows.row;
+}
+
+}  // namespace ld

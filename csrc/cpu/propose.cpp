@@ -1,0 +1,75 @@
+#include "cpu/propose.h"
+
+#include <algorithm>
+#include <atomic>
+#include <climits>
+
+namespace ld {
+namespace {
+
+constexpr int kPanelsPerTask = 4;
+
+void add_bias(const float* bias, int n, float* x) {
+  for (int i = 0; bias && i < n; ++i) x[i] += bias[i];
+}
+
+}  // namespace
+
+Head::Head(Arena* arena, int vocab, int rows, int threads) : blocks_(logit_blocks(vocab)) {
+  // A line more than whole blocks: rows of a chunk do not compete for the same cache sets.
+  stride_ = static_cast<ptrdiff_t>(blocks_) * kLogitBlock + kMaxPanel;
+  slab_ = std::min(rows, kSlabRows);
+  const int fitting = static_cast<int>(kLogitBytes / (stride_ * sizeof(float)));
+  chunk_ = std::min(slab_, std::clamp(fitting, 1, kLogitRows));
+  logits_ = arena->take<float>(chunk_, stride_);
+  e_ = arena->take<float>(threads, blocks_, kLogitBlock);
+  block_max_ = arena->take<float>(threads, blocks_);
+  block_sum_ = arena->take<float>(threads, blocks_);
+}
+
+template <class Consume>
+void Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                        const PackedMatrix& weight, int rows, const Consume& consume) {
+  const bool integer = weight.traits().integer;
+  const int panel = weight.kernels().panel;
+  for (int slab = 0; slab < rows; slab += slab_) {
+    const int slab_rows = std::min(slab_, rows - slab);
+    prepare(kernels, pool, linear, input, slab, slab_rows, integer, !integer);
+    for (int first = 0; first < slab_rows; first += chunk_) {
+      const int last = std::min(first + chunk_, slab_rows);
+      const int tasks = (weight.panels() + kPanelsPerTask - 1) / kPanelsPerTask;
+      pool.parallel(tasks, [&](int task, int thread) {
+        const int panel0 = task * kPanelsPerTask, panel1 = std::min(panel0 + kPanelsPerTask, weight.panels());
+        multiply_panels(weight, *linear, thread, panel0, panel1, first, last, logits_ + panel0 * panel, stride_);
+      });
+      pool.parallel(last - first, [&](int r, int thread) { consume(slab + first + r, logits_ + r * stride_, thread); });
+    }
+  }
+}
+
+int Head::propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                  const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows) {
+  std::atomic<int> bad{INT_MAX};
+  for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int thread) {
+    add_bias(bias, weight.n(), x);
+    const LogitScratch scratch = {e_ + static_cast<ptrdiff_t>(thread) * blocks_ * kLogitBlock,
+                                  block_max_ + static_cast<ptrdiff_t>(thread) * blocks_,
+                                  block_sum_ + static_cast<ptrdiff_t>(thread) * blocks_};
+    if (score_row(*kernels.vector, x, weight.n(), score[row], scratch)) return;
+    int lowest = bad.load(std::memory_order_relaxed);
+    while (row < lowest && !bad.compare_exchange_weak(lowest, row, std::memory_order_relaxed)) {
+    }
+  });
+  const int lowest = bad.load(std::memory_order_relaxed);
+  return lowest == INT_MAX ? -1 : lowest;
+}
+
+void Head::logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                  const PackedMatrix& weight, const float* bias, int rows, float* out) {
+  for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int) {
+    add_bias(bias, weight.n(), x);
+    std::copy(x, x + weight.n(), out + static_cast<ptrdiff_t>(row) * weight.n());
+  });
+}
+
+}  // namespace ld

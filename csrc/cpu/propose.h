@@ -1,0 +1,40 @@
+// The head: logits of scored rows in chunks, each chunk's statistics taken while it is in cache, so that the logits of a
+// call are never stored together. A chunk is as many rows as kLogitBytes hold, at most kLogitRows. Callers see rows in
+// and results out; how a chunk is cut is decided here alone. Not here: the rules of sampling (sampling.h).
+#pragma once
+
+#include "cpu/arena.h"
+#include "cpu/gemm.h"
+#include "cpu/pool.h"
+#include "cpu/sampling.h"
+
+namespace ld {
+
+constexpr int kLogitRows = 64;
+constexpr size_t kLogitBytes = size_t{16} << 20;
+
+class Head {
+ public:
+  Head(Arena* arena, int vocab, int rows, int threads);
+
+  // See Ops::propose and Ops::logits.
+  int propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+              const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows);
+  void logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+              const PackedMatrix& weight, const float* bias, int rows, float* out);
+
+ private:
+  // Calls consume(row, logits [vocab, without bias], thread) for every row, in parallel.
+  template <class Consume>
+  void for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                    const PackedMatrix& weight, int rows, const Consume& consume);
+
+  int slab_;                            // rows prepared at a time
+  int chunk_;                           // rows whose logits are held
+  ptrdiff_t stride_;                    // between rows of logits
+  float* logits_;                       // [chunk, stride]
+  float *e_, *block_max_, *block_sum_;  // per thread
+  int blocks_;
+};
+
+}  // namespace ld
