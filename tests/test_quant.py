@@ -16,7 +16,8 @@ from gguf.constants import GGML_QUANT_SIZES
 BLOCKS = 1_000_000 if os.environ.get("LOCALDIFF_LONG") else 100_000
 CHUNK = 25_000
 HALVES = {  # offsets of the half-precision scales within a block
-    T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
+    T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
 }  # fmt: skip
 SPECIAL = np.array(
     # zeros, smallest, largest and other denormals, smallest and largest normals, infinities, NaNs (quiet, signalling)
