@@ -7,6 +7,13 @@ struct Record {
   const uint8_t* next;
 };
 
+// Four bytes of an input row, as one lane.
+inline int32_t four_bytes(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return four;
+}
+
 inline Record record_at(const PackedTraits& t, const uint8_t* p) {
   Record r;
   r.d = p;

@@ -3,7 +3,7 @@
 //   4 bits  weights stay unsigned (0..15); eight products of a block fit into 16 bits (8 * 2 * 15 * 127 = 30,480); the
 //           offset is taken off through the sum of the row's block.
 //   8 bits  |w| times the input with w's sign: 2 * 128 * 127 = 32,512 fits, one widening per product.
-// Tiles are 3 rows (int8) and 6 rows (float). Not here: AVX-VNNI.
+// Tiles are 4 rows (int8) and 6 rows (float). Not here: AVX-VNNI.
 #include <immintrin.h>
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace ld {
 namespace {
 
 constexpr int kPanel = 16;
-constexpr int kInt8Rows = 3;
+constexpr int kInt8Rows = 4;
 constexpr int kFloatRows = 6;
 
 #include "cpu/gemm.inl"
@@ -111,8 +111,10 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
   }
 }
 
-inline __m256i four_bytes(const uint8_t* p) { return _mm256_set1_epi32(*(const int32_t*)p); }
 inline __m256i load_bytes(const uint8_t* p) { return _mm256_load_si256((const __m256i*)p); }
+
+// A sum that the compiler takes as it is: GCC otherwise reorders a block's additions into a tree, which spills.
+inline void keep(__m256i& sum) { asm("" : "+x"(sum)); }
 
 // Exact dots of kSpan values: acc[r] for 16 channels.
 template <int kRows, int kBits, int kSpan>
@@ -121,9 +123,9 @@ inline void dots(const uint8_t* w, const uint8_t* x, ptrdiff_t x_stride, __m256i
 #pragma GCC unroll 8
   for (int i = 0; i < kSpan / 4; ++i) {
     const __m256i w0 = load_bytes(w + i * 64), w1 = load_bytes(w + i * 64 + 32);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const __m256i four = four_bytes(x + r * x_stride + i * 4);
+      const __m256i four = _mm256_set1_epi32(four_bytes(x + r * x_stride + i * 4));
       __m256i p0, p1;
       if (kBits == 4) {
         p0 = _mm256_maddubs_epi16(w0, four);
@@ -136,10 +138,12 @@ inline void dots(const uint8_t* w, const uint8_t* x, ptrdiff_t x_stride, __m256i
         acc[r][0] = i == 0 ? p0 : _mm256_add_epi32(acc[r][0], p0);
         acc[r][1] = i == 0 ? p1 : _mm256_add_epi32(acc[r][1], p1);
       }
+      keep(acc[r][0]);
+      keep(acc[r][1]);
     }
   }
   if (kBits == 4) {
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       acc[r][0] = _mm256_madd_epi16(acc[r][0], ones);
       acc[r][1] = _mm256_madd_epi16(acc[r][1], ones);
@@ -150,12 +154,6 @@ inline void dots(const uint8_t* w, const uint8_t* x, ptrdiff_t x_stride, __m256i
 template <int kRows, int kBits, int kSpan, bool kMinimum>
 void int8_tile_of(const Int8Tile& tile) {
   const Int8Chunk& chunk = *tile.chunk;
-  __m256 y[kRows][2];
-#pragma GCC unroll 3
-  for (int r = 0; r < kRows; ++r) {
-    y[r][0] = _mm256_loadu_ps(tile.out + r * tile.out_stride);
-    y[r][1] = _mm256_loadu_ps(tile.out + r * tile.out_stride + 8);
-  }
   const uint8_t* w = chunk.q;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
   for (int b = 0; b < chunk.k / kBlock; ++b) {
@@ -164,46 +162,49 @@ void int8_tile_of(const Int8Tile& tile) {
     for (int span = 0; span < kBlock / kSpan; ++span) {
       __m256i acc[kRows][2];
       dots<kRows, kBits, kSpan>(w, tile.row.q + b * kBlock + span * kSpan, tile.q_stride, acc);
-#pragma GCC unroll 3
+#pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         if (kBits == 4 && !kMinimum) {
           const __m256i less = _mm256_set1_epi32(chunk.offset * tile.row.sum[r * tile.block_stride + b]);
           acc[r][0] = _mm256_sub_epi32(acc[r][0], less);
           acc[r][1] = _mm256_sub_epi32(acc[r][1], less);
         }
-        const __m256 d0 = _mm256_cvtepi32_ps(acc[r][0]), d1 = _mm256_cvtepi32_ps(acc[r][1]);
-        const __m256 c0 = _mm256_load_ps(scale), c1 = _mm256_load_ps(scale + 8);
-        t[r][0] = span == 0 ? _mm256_mul_ps(d0, c0) : _mm256_fmadd_ps(d0, c0, t[r][0]);
-        t[r][1] = span == 0 ? _mm256_mul_ps(d1, c1) : _mm256_fmadd_ps(d1, c1, t[r][1]);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+          const __m256 d = _mm256_cvtepi32_ps(acc[r][i]), c = _mm256_load_ps(scale + 8 * i);
+          t[r][i] = span == 0 ? _mm256_mul_ps(d, c) : _mm256_fmadd_ps(d, c, t[r][i]);
+        }
       }
       w += kSpan * kPanel;
       scale += kPanel;
     }
-#pragma GCC unroll 3
+    // Sums stay in memory (the nearest cache): sixteen registers do not hold them too.
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const __m256 by = _mm256_set1_ps(tile.row.scale[r * tile.block_stride + b]);
-      y[r][0] = _mm256_fmadd_ps(t[r][0], by, y[r][0]);
-      y[r][1] = _mm256_fmadd_ps(t[r][1], by, y[r][1]);
-      if (kMinimum) {
-        const __m256 sum = _mm256_set1_ps(tile.row.scaled_sum[r * tile.block_stride + b]);
-        y[r][0] = _mm256_fmadd_ps(_mm256_load_ps(minimum), sum, y[r][0]);
-        y[r][1] = _mm256_fmadd_ps(_mm256_load_ps(minimum + 8), sum, y[r][1]);
+      float* out = tile.out + r * tile.out_stride;
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        __m256 y = _mm256_fmadd_ps(t[r][i], by, _mm256_loadu_ps(out + 8 * i));
+        if (kMinimum) {
+          const __m256 sum = _mm256_set1_ps(tile.row.scaled_sum[r * tile.block_stride + b]);
+          y = _mm256_fmadd_ps(_mm256_load_ps(minimum + 8 * i), sum, y);
+        }
+        _mm256_storeu_ps(out + 8 * i, y);
       }
     }
     minimum += kPanel;
-  }
-#pragma GCC unroll 3
-  for (int r = 0; r < kRows; ++r) {
-    _mm256_storeu_ps(tile.out + r * tile.out_stride, y[r][0]);
-    _mm256_storeu_ps(tile.out + r * tile.out_stride + 8, y[r][1]);
   }
 }
 
 using Int8TileFunction = void (*)(const Int8Tile&);
 
 // By rows - 1.
-#define LD_TILES(bits, span, minimum) \
-  { int8_tile_of<1, bits, span, minimum>, int8_tile_of<2, bits, span, minimum>, int8_tile_of<3, bits, span, minimum> }
+#define LD_TILES(bits, span, minimum)                                                                                 \
+  {                                                                                                                   \
+    int8_tile_of<1, bits, span, minimum>, int8_tile_of<2, bits, span, minimum>, int8_tile_of<3, bits, span, minimum>, \
+        int8_tile_of<4, bits, span, minimum>                                                                          \
+  }
 constexpr Int8TileFunction kTiles[2][2][kInt8Rows] = {{LD_TILES(4, 32, false), LD_TILES(4, 32, true)},
                                                       {LD_TILES(8, 32, false), LD_TILES(8, 32, true)}};
 constexpr Int8TileFunction kShortTiles[kInt8Rows] = LD_TILES(8, 16, false);

@@ -155,7 +155,7 @@ void int8_tile_of(const Int8Tile& tile) {
         const __m512i w0 = _mm512_load_si512(w + i * 128), w1 = _mm512_load_si512(w + i * 128 + 64);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const __m512i four = _mm512_set1_epi32(*(const int32_t*)(x + r * tile.q_stride + i * 4));
+          const __m512i four = _mm512_set1_epi32(four_bytes(x + r * tile.q_stride + i * 4));
           dot4(acc[r][0], four, w0);
           dot4(acc[r][1], four, w1);
         }
