@@ -1,8 +1,8 @@
 """The engine as Python objects: files, models, sessions. The only module that touches cffi.
 
 A handle is freed when its last user goes: closing a File under a model, or a model under a session, is safe; using
-the closed object itself is an EngineError. The GIL is released while the engine computes. Ctrl-C is noticed when the running
-call returns (no signal handler is installed); Session.cancel(), from another thread, ends it between two layers.
+the closed object itself is an EngineError. The GIL is released while the engine computes. No signal handler is
+installed: Ctrl-C is noticed when the running call returns; Session.cancel(), from another thread, ends it sooner.
 Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, decoding, any policy.
 """
 

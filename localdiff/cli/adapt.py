@@ -1,0 +1,30 @@
+"""`localdiff adapt`: train a checkpoint into a diffusion model; every flag is a field of AdaptOptions."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ..adapt import AdaptOptions
+from .flags import ManyValues, flags, given
+
+
+@click.command(cls=ManyValues, short_help="train an autoregressive checkpoint into a diffusion model")
+@click.argument("base", required=False)
+@flags(AdaptOptions, without=("base",), short={"output": "o"})
+def command(base: str | None, **values: Any) -> None:
+    """Adapt BASE (an HF folder, a .gguf file or a llama2.c .bin) to a diffusion language model.
+
+    Needs the extra: pip install 'localdiff[train]'. Ctrl-C leaves a checkpoint; --resume continues from it.
+    """
+    options = AdaptOptions(base=base, **given(values, AdaptOptions))
+    from ..adapt import adapt
+    from ..adapt.progress import TerminalProgress
+
+    result = adapt(options, TerminalProgress())
+    loss = "" if result.loss is None else f", loss {result.loss:.3f}"
+    print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps{loss}", file=sys.stderr)
+    if result.mask_token is not None:
+        print(f"next: localdiff convert {result.folder} -o {result.folder.name}.gguf", file=sys.stderr)

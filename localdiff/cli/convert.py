@@ -1,0 +1,46 @@
+"""`localdiff convert`: a checkpoint becomes a GGUF file with its diffusion record."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="make a GGUF file from a checkpoint")
+@click.argument("source", metavar="HF_DIR")
+@click.option("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
+@click.option("--type", "kind", metavar="TYPE", help="type of the weights: f32, f16 (default), bf16, q8_0, q4_0, q4_1")
+@click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: the diffusion record, or changes to it")
+@click.option("--tokenizer", metavar="PATH", help="tokenizer folder or file, where it does not lie beside the weights")
+@click.option("--name", help="name of the model in the file")
+def command(
+    source: str, output: str, kind: str | None, diffusion: str | None, tokenizer: str | None, name: str | None
+) -> None:
+    """Convert HF_DIR, a llama2.c .bin, or a .gguf file without a diffusion record."""
+    from ..convert import convert
+
+    shown = sys.stderr.isatty()
+
+    def progress(tensor: str, done: int, total: int) -> None:
+        if shown:
+            print(f"\r{done}/{total} {tensor[:60]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    path = Path(tokenizer) if tokenizer else None
+    try:
+        report = convert(
+            Path(source), Path(output), type=kind, diffusion=diffusion, tokenizer=path, name=name, progress=progress
+        )
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    for notice in report.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    types = ", ".join(f"{count} {name}" for name, count in report.types.items())
+    print(
+        f"{report.path}: {report.arch}, {report.parameters:,} parameters, {report.file_bytes:,} bytes; tensors {types}",
+        file=sys.stderr,
+    )
+    if report.spec is None:
+        print("note: the file has no diffusion record; give --diffusion mask=ID,shift=0|1 to add it", file=sys.stderr)

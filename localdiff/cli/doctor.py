@@ -1,0 +1,48 @@
+"""`localdiff doctor`: what this installation can use, and the flags that compile a C program against it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+import click
+
+from .. import __version__
+from ..errors import LocaldiffError
+
+
+@click.command(short_help="show what this installation can use; compiler flags for C programs")
+@click.option("--cflags", is_flag=True, help="print the compiler flags for C programs, nothing else")
+@click.option("--libs", is_flag=True, help="print the linker flags for C programs, nothing else")
+def command(cflags: bool, libs: bool) -> int:
+    """Show version, processor, threads and the default model; exit code 1 where something is missing."""
+    from ..engine import PACKAGE, isa_rows, library_version
+    from ..model import EMBEDDED
+
+    if cflags or libs:
+        where = PACKAGE / "lib"
+        wanted = [f"-I{PACKAGE / 'include'}"] if cflags else []
+        wanted += [f"-L{where}", "-llocaldiff", f"-Wl,-rpath,{where}"] if libs else []
+        print(" ".join(wanted))
+        return 0
+    healthy = EMBEDDED.is_file()
+    print(f"localdiff  {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    try:
+        version, interface = library_version()
+        rows = isa_rows()
+        best = next(name for name, supported in rows if supported)
+        print(f"engine     {version}, interface {interface}, {PACKAGE / 'lib'}")
+        shown = [f"{name} (best)" if name == best else name if ok else f"no {name}" for name, ok in rows]
+        print(f"kernels    {', '.join(shown)}")
+    except LocaldiffError as error:
+        print(f"engine     {error}")
+        healthy = False
+    print(f"threads    {_usable_processors()}")
+    print(f"model      {EMBEDDED}{'' if EMBEDDED.is_file() else ' is missing; reinstall localdiff'}")
+    sys.stdout.flush()
+    return 0 if healthy else 1
+
+
+def _usable_processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,131 @@
+"""What `run` and `infill` share: the model's flags, watching a stream of events, and printing the answer.
+
+On a terminal the live view is painted on stderr and taken away before the answer is printed, so that the text stands
+there once, wherever stdout goes. After Ctrl-C the view stays as it was and stdout gets nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import OptionError
+from ..options import GenerateOptions
+from . import flags
+
+if TYPE_CHECKING:
+    from ..generation import DenoiseStream, Generation
+    from ..model import Model
+
+LOADING = (
+    click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", help="where to compute"),
+    click.option("--threads", type=int, help="CPU threads (default: all that the process may use)"),
+    click.option("--isa", help="CPU kernel row by name, see localdiff doctor (default: the best)"),
+    click.option("--diffusion", help="preset or mask=ID,shift=0|1,attn=full,...: over the file's diffusion record"),
+)
+SHOWING = (
+    click.option("--no-live", is_flag=True, help="no live view"),
+    click.option("--json", "as_json", is_flag=True, help="print one JSON object"),
+)
+
+
+def generation_flags(without: tuple[str, ...] = ()) -> Callable[[flags.Command], flags.Command]:
+    """All flags of a generating command: the fields of GenerateOptions, loading, showing."""
+
+    def decorate(command: flags.Command) -> flags.Command:
+        for option in reversed(LOADING + SHOWING):
+            command = option(command)
+        return flags.flags(GenerateOptions, without=without)(command)
+
+    return decorate
+
+
+def split_model(arguments: tuple[str, ...], what: str) -> tuple[str | None, str | None]:
+    """(MODEL, text) of `[MODEL.gguf] [TEXT]`: the first is a model when it ends in .gguf or is a file."""
+    if len(arguments) > 2:
+        raise click.UsageError(f"Got {len(arguments)} arguments, expected a model and a {what}; put quotes around it.")
+    if not arguments:
+        return None, None
+    first = arguments[0]
+    path = Path(first)
+    if first.endswith(".gguf") or _is(path.is_file):
+        return first, arguments[1] if len(arguments) == 2 else None
+    if _is((path / "config.json").is_file):
+        raise OptionError(f"{first} is a checkpoint folder, expected a .gguf file; run localdiff convert {first} first")
+    if len(arguments) == 2:
+        raise OptionError(f"{first}: no such model file; to give a {what} alone, put quotes around it")
+    return None, first
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except (OSError, ValueError):  # a prompt that cannot be a path
+        return False
+
+
+def load(model: str | None, values: dict[str, Any]) -> Model:
+    from ..model import load as load_model
+
+    return load_model(
+        model,
+        device=values["device"],
+        threads=values["threads"],
+        isa=values["isa"],
+        diffusion=values["diffusion"],
+    )
+
+
+def options(values: dict[str, Any]) -> GenerateOptions:
+    return GenerateOptions(**flags.given(values, GenerateOptions))
+
+
+def watch(stream: DenoiseStream, live: bool) -> Generation:
+    """Run a stream of one text to its end, painting it where `live`; KeyboardInterrupt leaves the view in place."""
+    from .live import LiveView
+
+    if not (live and LiveView.possible()):
+        for _ in stream:
+            pass
+        return stream.result
+    view = LiveView()
+    try:
+        for event in stream:
+            view.show(event.spans)
+    except KeyboardInterrupt:
+        view.keep()
+        raise
+    except BaseException:
+        view.erase()
+        raise
+    view.erase()
+    return stream.result
+
+
+def answer(result: Generation, as_json: bool) -> None:
+    """Print the answer, and on a terminal's stderr a line of figures."""
+    if as_json:
+        print(json.dumps(result.as_dict(), ensure_ascii=False))
+        return
+    _print(result.text)
+    if sys.stderr.isatty():
+        faint, plain = ("", "") if os.environ.get("NO_COLOR") or not sys.stderr.isatty() else ("\x1b[2m", "\x1b[0m")
+        figures = (
+            f"{len(result.tokens)} tokens, {result.nfe} forward passes, {result.seconds:.2f} s, seed {result.seed}"
+        )
+        print(f"{faint}{figures}{plain}", file=sys.stderr)
+
+
+def _print(text: str) -> None:
+    from .live import printable
+
+    sys.stdout.flush()
+    text = printable(text) if sys.stdout.isatty() else text  # a terminal must not obey what a model wrote
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), flush=True)

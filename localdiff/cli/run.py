@@ -1,0 +1,133 @@
+"""`localdiff run`: continue a prompt, answer a message, or talk.
+
+A model with a chat template gets the prompt as a user's message unless --no-chat. Without a prompt, stdin is read;
+where that is a terminal, a loop begins: a chat with its history, or single continuations where the model cannot chat.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import OptionError
+from . import generating
+
+if TYPE_CHECKING:
+    from ..generation import DenoiseStream, Generation
+    from ..model import Model
+    from ..options import GenerateOptions
+
+
+@click.command(short_help="continue a prompt, or chat")
+@click.argument("arguments", nargs=-1, metavar="[MODEL.gguf] [PROMPT]")
+@click.option("-p", "--prompt", help="the prompt, whatever it looks like")
+@click.option("-f", "--file", help="read the prompt from a file; - is stdin")
+@click.option("--system", help="system message for a model with a chat template")
+@click.option("--no-chat", is_flag=True, help="continue the prompt as it is, without the chat template")
+@generating.generation_flags()
+def command(arguments: tuple[str, ...], **values: Any) -> None:
+    """Continue PROMPT with a diffusion language model.
+
+    Without MODEL.gguf the small story model of the package is used; without PROMPT, stdin or a conversation.
+    """
+    path, text = generating.split_model(arguments, "prompt")
+    prompt = _prompt(text, values["prompt"], values["file"])
+    options = generating.options(values)
+    with generating.load(path, values) as model:
+        talk = _Talk(model, options, values["system"], not values["no_chat"])
+        if prompt is None:
+            if values["as_json"]:
+                raise OptionError("--json needs a prompt; give one, or -p, -f or stdin")
+            talk.loop(not values["no_live"])
+            return
+        result = generating.watch(talk.stream(prompt), not values["no_live"])
+        generating.answer(result, values["as_json"])
+
+
+def _prompt(argument: str | None, option: str | None, file: str | None) -> str | None:
+    """The one prompt that was given; None for a conversation."""
+    sources = [name for name, value in (("PROMPT", argument), ("-p", option), ("-f", file)) if value is not None]
+    if len(sources) > 1:
+        raise OptionError(f"{' and '.join(sources)} exclude each other; give one prompt")
+    if argument == "-":
+        argument, file = None, "-"
+    if argument is not None or option is not None:
+        return argument if argument is not None else option
+    if file is None and sys.stdin.isatty():
+        return None
+    return _read(file or "-")
+
+
+def _read(file: str) -> str:
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(file, "rb") as source:
+                data = source.read()
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{file}: byte {error.start} is not UTF-8 text; convert the file first") from None
+    except OSError as error:
+        raise OptionError(f"-f {file}: {error.strerror}; name a readable text file") from None
+    text = text.removesuffix("\n").removesuffix("\r")  # the editor's, not the writer's
+    if not text:
+        raise OptionError(f"the prompt from {'stdin' if file == '-' else file} is empty; give some text")
+    return text
+
+
+class _Talk:
+    """A model and how it is spoken to."""
+
+    def __init__(self, model: Model, options: GenerateOptions, system: str | None, chat: bool) -> None:
+        self._model, self._options = model, options
+        self._chats = chat and model.chat_template is not None
+        if system is not None and not self._chats:
+            why = "--no-chat is given" if not chat else f"{model.name} has no chat template"
+            raise OptionError(f"--system has no meaning where {why}; leave it out")
+        self._history = [{"role": "system", "content": system}] if system is not None else []
+
+    def stream(self, prompt: str) -> DenoiseStream:
+        if not self._chats:
+            return self._model.stream(prompt, self._options)
+        messages = [*self._history, {"role": "user", "content": prompt}]
+        return self._model.stream(self._model.chat_tokens(messages), self._options)
+
+    def loop(self, live: bool) -> None:
+        """Ask and answer until Ctrl-D; Ctrl-C ends an answer, or the loop where none is being made."""
+        kind = (
+            "a chat" if self._chats else f"{self._model.name} has no chat template, so each line is continued by itself"
+        )
+        print(f"{kind}; Ctrl-D ends", file=sys.stderr)
+        while (line := _ask()) is not None:
+            if not line.strip():
+                continue
+            try:
+                result = generating.watch(self.stream(line), live)
+            except KeyboardInterrupt:
+                continue
+            except OptionError as error:  # a line that is too long must not end the conversation
+                print(f"localdiff: {error}", file=sys.stderr)
+                continue
+            generating.answer(result, False)
+            self._remember(line, result)
+
+    def _remember(self, line: str, result: Generation) -> None:
+        self._history.append({"role": "user", "content": line})
+        self._history.append({"role": "assistant", "content": result.text})
+
+
+def _ask() -> str | None:
+    """A line from the terminal, None at its end."""
+    try:
+        if sys.stdout.isatty():
+            import readline  # noqa: F401  editing and history for input()
+
+            return input("> ")
+        print("> ", end="", file=sys.stderr, flush=True)
+        return input()
+    except EOFError:
+        print(file=sys.stderr)
+        return None
