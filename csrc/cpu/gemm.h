@@ -139,6 +139,7 @@ struct GemmKernels {
 extern const GemmKernels gemm_scalar;
 #if defined(__x86_64__)
 extern const GemmKernels gemm_avx2;
+extern const GemmKernels gemm_avx_vnni;
 extern const GemmKernels gemm_avx512_vnni;
 #endif
 

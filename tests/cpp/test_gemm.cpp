@@ -279,10 +279,11 @@ TEST(quantised_rows_agree_between_kernel_rows) {
   std::fill(x.begin() + 64, x.begin() + 96, 1e-38f);
   x[130] = std::numeric_limits<float>::infinity();
   x[170] = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> scale[3], scaled_sum[3];
-  std::vector<int32_t> sum[3];
+  const auto rows = supported_rows();
+  std::vector<std::vector<float>> scale(rows.size()), scaled_sum(rows.size());
+  std::vector<std::vector<int32_t>> sum(rows.size());
   int which = 0;
-  for (const KernelRow* row : supported_rows()) {
+  for (const KernelRow* row : rows) {
     std::vector<uint8_t> q(k);
     scale[which].resize(k / kBlock);
     scaled_sum[which].resize(k / kBlock);
@@ -295,9 +296,10 @@ TEST(quantised_rows_agree_between_kernel_rows) {
     CHECK(same_bits(scale[0].data(), scale[which].data(), k / kBlock));
     CHECK(same_bits(scaled_sum[0].data(), scaled_sum[which].data(), k / kBlock));
     CHECK(sum[0] == sum[which]);
+    const int shift = q[kBlock];  // how a zero is stored: rows that multiply unsigned input bytes add 128
+    CHECK(shift == 0 || shift == 128);
     for (int b = 0; b < k / kBlock; ++b) {
       int32_t total = 0;
-      const int shift = row->gemm->panel == 32 ? 128 : 0;  // the VNNI row stores unsigned bytes
       for (int i = 0; i < kBlock; ++i) {
         const int value = shift ? q[b * kBlock + i] - shift : static_cast<int8_t>(q[b * kBlock + i]);
         CHECK(value >= -127 && value <= 127);
