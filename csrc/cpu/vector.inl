@@ -11,6 +11,7 @@ typedef float vfu __attribute__((vector_size(4 * LD_WIDTH), aligned(4), may_alia
 #define LD_INLINE static inline __attribute__((always_inline))
 
 constexpr int kWidth = LD_WIDTH;
+constexpr int kSumGroup = 64;  // vectors that are summed in float32 before the sum goes to double
 
 LD_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
 LD_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
@@ -118,18 +119,23 @@ void activate_row(const float* x, const float* up, int n, float* dst) {
 // Sum of (x - shift), or of its squares, over n values.
 template <bool squares>
 LD_INLINE double sum_row(const float* x, int n, float shift) {
-  vf sum[4] = {};
-  int i = 0;
   auto add = [&](vf & to, vf value) __attribute__((always_inline)) {
     value -= shift;
     to = squares ? fma(value, value, to) : to + value;
   };
-  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
-    for (int j = 0; j < 4; ++j) add(sum[j], load(x + i + j * kWidth));
+  double result = 0;
+  for (int i = 0; i < n;) {
+    vf sum[4] = {};
+    const int end = n - i < kSumGroup * kWidth ? n : i + kSumGroup * kWidth;
+    for (; i + 4 * kWidth <= end; i += 4 * kWidth) {
+      for (int j = 0; j < 4; ++j) add(sum[j], load(x + i + j * kWidth));
+    }
+    for (; i + kWidth <= end; i += kWidth) add(sum[0], load(x + i));
+    if (i < end) add(sum[1], load_part(x + i, end - i, shift));
+    i = end;
+    result += (total(sum[0]) + total(sum[1])) + (total(sum[2]) + total(sum[3]));
   }
-  for (; i + kWidth <= n; i += kWidth) add(sum[0], load(x + i));
-  if (i < n) add(sum[1], load_part(x + i, n - i, shift));
-  return (total(sum[0]) + total(sum[1])) + (total(sum[2]) + total(sum[3]));
+  return result;
 }
 
 void norm_row(const float* x, const Norm& norm, int n, float* dst) {
@@ -196,7 +202,7 @@ void rotate(float* x, int heads, int head_dim, Rope kind, int dims, const float*
 
 // ---- a row of logits ----
 
-constexpr int kGroup = 32;  // blocks whose float sums are kept in vectors before they go to double
+constexpr int kGroup = kWidth;  // blocks whose float32 sums are kept in vectors before they go to double
 
 bool scan(const float* x, int blocks, float* block_max) {
   vf finite[2] = {};  // 0 * x summed: NaN once a value was not finite
