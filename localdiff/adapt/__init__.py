@@ -1,0 +1,44 @@
+"""localdiff adapt: turn an autoregressive checkpoint into a diffusion model, or train an autoregressive one.
+
+    from localdiff.adapt import AdaptOptions, adapt
+    adapt(AdaptOptions(base="gpt2-folder", output="out", data=("stories.txt",), mask_token="<mask>"))
+
+options.py    every setting, checked        data.py        text files -> packed token sequences
+base.py       the checkpoint to start from  objective.py   noise, attention annealing, losses: one row per method
+trainer.py    the training loop             checkpoint.py  atomic checkpoints, exact resume
+progress.py   bar, JSON log, loss curve     bound.py       held-out likelihood
+run.py        adapt(): ties them together
+
+torch and transformers (extra [train]) are imported when adapt() runs, not with this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import LocaldiffError
+from .options import AdaptOptions
+
+if TYPE_CHECKING:
+    from .progress import Progress
+    from .run import AdaptResult
+
+__all__ = ["AdaptOptions", "adapt"]
+
+
+def adapt(options: AdaptOptions, progress: Progress | None = None) -> AdaptResult:
+    """Train as `options` say and write the result, an HF folder, to `options.output`.
+
+    progress   told of every step; None: silent
+    raises     OptionError, ModelFileError for bad input; KeyboardInterrupt after Ctrl-C, with a checkpoint written
+    """
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise LocaldiffError(
+            f"training needs the package '{error.name}', which is not installed; run: pip install 'localdiff[train]'"
+        ) from None
+    from .run import run
+
+    return run(options, progress)

@@ -1,0 +1,132 @@
+"""AdaptOptions: every setting of `localdiff adapt`, one field per command line flag.
+
+The metadata of a field are `help` as shown, `short` where there is a one-letter flag, `choices` and the inclusive
+`range` of numbers. Checks that need no file live here; what depends on the base or the data is checked where that is
+read. Imports nothing heavy: the command line reads the fields at start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import OptionError
+
+METHODS = ("diffugpt", "ar")
+LATER_METHODS = ("mdlm", "rdm", "bd3lm")
+SCHEDULES = ("cosine", "constant")
+DTYPES = ("bf16", "f32")
+
+# May differ between a run and its continuation; everything else must be the same, or the curves would not join.
+FREE_ON_RESUME = frozenset(
+    ("output", "resume", "steps", "save_every", "keep", "eval_data", "eval_every", "eval_sequences", "threads")
+    + ("diffusion",)
+)
+
+
+def _flag(
+    default: Any,
+    help: str,
+    *,
+    short: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    range: tuple[float, float] | None = None,
+) -> Any:
+    metadata = {"help": help, "short": short, "choices": choices, "range": range}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_ONE_UP = (1, 2**31 - 1)
+_ZERO_UP = (0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """Settings of one training run. Counts are whole numbers; rates are per optimiser step."""
+
+    base: str | None = _flag(None, "HF folder, .gguf or llama2.c .bin to start from; leave out with --config")
+    output: str = _flag("", "folder for the result, its checkpoints and its log", short="o")
+    data: tuple[str, ...] = _flag((), "text files: .txt .txt.xz .txt.gz .jsonl; a file named twice counts twice")
+    method: str = _flag("diffugpt", "masked diffusion with shift and annealing, or autoregressive", choices=METHODS)
+    resume: bool = _flag(False, "continue from the newest checkpoint in the output folder")
+    config: str | None = _flag(None, "train from scratch with this JSON shape or named size (method ar)")
+    tokenizer: str | None = _flag(None, "tokenizer file: tokenizer.json, or the .bin beside a llama2.c model")
+    mask_token: str | None = _flag(None, "mask token, added to the vocabulary where absent, such as '<mask>'")
+    mask_id: int | None = _flag(None, "id of an existing token to use as the mask", range=_ZERO_UP)
+    length: int = _flag(0, "tokens per training sequence; 0: the context length of the base", range=_ZERO_UP)
+    batch: int = _flag(8, "sequences per forward pass", range=_ONE_UP)
+    accumulate: int = _flag(1, "forward passes per optimiser step", range=_ONE_UP)
+    steps: int = _flag(10000, "optimiser steps", range=_ONE_UP)
+    lr: float = _flag(3e-4, "peak learning rate", range=(0, 1))
+    warmup: int = _flag(2000, "steps over which the learning rate rises from 0", range=_ZERO_UP)
+    schedule: str = _flag("cosine", "learning rate after warm-up: cosine falls to 0", choices=SCHEDULES)
+    weight_decay: float = _flag(0.01, "AdamW weight decay; none on norms and biases", range=(0, 1))
+    beta1: float = _flag(0.9, "AdamW beta 1", range=(0, 0.999999))
+    beta2: float = _flag(0.999, "AdamW beta 2", range=(0, 0.999999))
+    clip: float = _flag(1.0, "largest gradient norm; 0: no clipping", range=(0, 1e9))
+    anneal_steps: int = _flag(10000, "steps until attention is fully bidirectional; 1: at once", range=_ONE_UP)
+    dtype: str = _flag("bf16", "arithmetic of the forward and backward pass; weights stay f32", choices=DTYPES)
+    seed: int = _flag(0, "seed of data order, noise and fresh weights", range=(0, 2**20))
+    save_every: int = _flag(500, "steps between checkpoints", range=_ONE_UP)
+    keep: int = _flag(2, "checkpoints to keep", range=_ONE_UP)
+    eval_data: tuple[str, ...] = _flag((), "held-out text files")
+    eval_every: int = _flag(500, "steps between evaluations on the held-out text", range=_ONE_UP)
+    eval_sequences: int = _flag(32, "held-out sequences per evaluation", range=_ONE_UP)
+    threads: int | None = _flag(None, "CPU threads; default: torch's choice", range=(1, 4096))
+    diffusion: str | None = _flag(None, "generation defaults to record: decoder=,steps=,temperature=,top-p=")
+
+    def __post_init__(self) -> None:
+        if self.method in LATER_METHODS:
+            raise OptionError(f"--method {self.method} is not available in this version; use {' or '.join(METHODS)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                _check(field, value)
+        if self.length == 1:
+            raise OptionError("--length is 1, expected at least 2 tokens per sequence, or 0")
+        if self.lr == 0:
+            raise OptionError("--lr is 0, expected more than 0")
+        if not self.output:
+            raise OptionError("no output folder; give one with -o OUT_DIR")
+        if not self.data:
+            raise OptionError("no training text; give at least one file with --data FILE")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if (self.base is None) == (self.config is None):
+            raise OptionError("give either a base checkpoint or --config for a model from scratch, one of the two")
+        if self.config is not None and self.method != "ar":
+            raise OptionError("--config trains from scratch, which needs --method ar; adapt the result afterwards")
+        if self.config is not None and self.tokenizer is None:
+            raise OptionError("a model from scratch needs a tokenizer; give --tokenizer FILE")
+        if self.mask_token is not None and self.mask_id is not None:
+            raise OptionError("--mask-token and --mask-id exclude each other; give one")
+        if self.method == "ar":
+            extra = [name for name in ("mask_token", "mask_id", "diffusion") if getattr(self, name) is not None]
+            if extra:
+                raise OptionError(f"{flag_name(extra[0])} has no meaning with --method ar; leave it out")
+        elif self.mask_token is None and self.mask_id is None:
+            raise OptionError("no mask token; give --mask-token TEXT (added where absent) or --mask-id N")
+
+    def lasting(self) -> dict[str, Any]:
+        """The settings that a continuation must share."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE_ON_RESUME}
+
+
+def flag_name(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    name, kind = flag_name(field.name), str(field.type)
+    choices, bounds = field.metadata["choices"], field.metadata["range"]
+    if choices is not None and value not in choices:
+        raise OptionError(f"{name} is '{value}', expected {' or '.join(choices)}")
+    if bounds is None:
+        return
+    number = isinstance(value, int) or (kind.startswith("float") and isinstance(value, float) and math.isfinite(value))
+    if not number or isinstance(value, bool) or not bounds[0] <= value <= bounds[1]:
+        what = "a number" if kind.startswith("float") else "a whole number"
+        raise OptionError(f"{name} is {value!r}, expected {what} from {bounds[0]:g} to {bounds[1]:g}")
