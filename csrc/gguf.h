@@ -46,7 +46,7 @@ class Gguf {
  public:
   using Access = FileBytes::Access;
 
-  // Throws Error(LD_FILE) naming the field and its byte offset, Error(LD_MEMORY).
+  // Throws Error(LD_FILE) naming the field and its byte offset, Error(LD_MEMORY) or std::bad_alloc.
   static std::unique_ptr<const Gguf> open(const std::string& path, Access access);
   // The same checks over bytes that the caller keeps alive (tests, fuzzing).
   static std::unique_ptr<const Gguf> parse(std::span<const uint8_t> bytes);

@@ -79,7 +79,8 @@ def written(path: Path, fill: Callable[[GGUFWriter], None]) -> Path:
 def all_values(writer: GGUFWriter) -> None:
     for name, low, high in [
         ("uint8", 0, 255), ("int8", -128, 127), ("uint16", 0, 65535), ("int16", -32768, 32767),
-        ("uint32", 0, 2**32 - 1), ("int32", -(2**31), 2**31 - 1), ("uint64", 0, 2**64 - 1), ("int64", -(2**63), 2**63 - 1),
+        ("uint32", 0, 2**32 - 1), ("int32", -(2**31), 2**31 - 1),
+        ("uint64", 0, 2**64 - 1), ("int64", -(2**63), 2**63 - 1),
     ]:  # fmt: skip
         for value in (low, high, 1):
             getattr(writer, f"add_{name}")(f"x.{name}.{value}", value)

@@ -1,6 +1,7 @@
 // The GGUF reader: what it gives for a right file, and that wrong ones are refused at the right byte for little memory.
 // Wrong files are one field away from small_model(), one class of known attacks each (T2), all numbers of all counts (T2),
-// cut and flipped files (T3), and files that claim much more than they hold (T4). Paths are in test_file.cpp.
+// cut and flipped files (T3), files that claim much more than they hold (T4), and memory that runs out (T5). Files by path
+// are in test_file.cpp.
 #include <atomic>
 #include <new>
 #include <random>
@@ -12,10 +13,12 @@
 // Counts what the program asks for, so that a test can bound what the reader takes for a refused file. Not inlined, for
 // compilers warn about a free() that they see beside a new.
 static std::atomic<uint64_t> allocated{0};
+static std::atomic<int64_t> allocations_left{INT64_MAX};  // the one after the last of them fails
 
 [[gnu::noinline]] void* operator new(size_t size) {
   allocated += size;
-  if (void* memory = malloc(size)) return memory;
+  void* memory = allocations_left-- > 0 ? malloc(size) : nullptr;
+  if (memory != nullptr) return memory;
   throw std::bad_alloc();
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { free(memory); }
@@ -413,4 +416,26 @@ TEST(deep_arrays) {
   Builder wide(0, 1);
   wide.array("wide", ValueType::array, 80000).raw("elements", std::string(960000, '\0'), Part::content);
   REFUSED(wide, "element type at byte 40 is 9 (array)");
+}
+
+// T5, for the reader: leaks show under the address sanitizer.
+TEST(every_allocation_fails_in_turn) {
+  if (allocated == 0) SKIP("failing allocations (operator new belongs to another tool, such as valgrind)");
+  const Builder accepted = small_model();
+  const Builder located = changed("x.bool.value", uint8_t{2});
+  for (const Builder* file : {&accepted, &located}) {
+    int failures = 0;
+    for (bool done = false; !done; ++failures) {
+      allocations_left = failures;
+      try {
+        Gguf::parse(file->bytes);
+        done = true;
+      } catch (const std::bad_alloc&) {
+      } catch (const Error&) {
+        done = true;
+      }
+      allocations_left = INT64_MAX;
+    }
+    CHECK(failures > 3);
+  }
 }
