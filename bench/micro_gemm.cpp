@@ -16,12 +16,9 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/peak.h"
 #include "cpu/pool.h"
 #include "quant/types.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 using namespace ld;
 
@@ -29,71 +26,7 @@ namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// ---- peaks ----
-
-// One burst of independent multiply-adds in registers, `n` rounds; returns the operations done.
-#if defined(__x86_64__)
-#define LD_TEN(op, a, b)                                                                                         \
-  op " " a "," b ",%%" R "0\n" op " " a "," b ",%%" R "1\n" op " " a "," b ",%%" R "2\n" op " " a "," b ",%%" R  \
-     "3\n" op " " a "," b ",%%" R "4\n" op " " a "," b ",%%" R "5\n" op " " a "," b ",%%" R "6\n" op " " a "," b \
-     ",%%" R "7\n" op " " a "," b ",%%" R "8\n" op " " a "," b ",%%" R "9\n"
-#define R "zmm"
-__attribute__((target("avx512f,avx512vnni"))) double burst_vnni(int n) {
-  for (int i = 0; i < n; ++i) {
-    asm volatile(LD_TEN("vpdpbusd", "%%zmm15", "%%zmm15")::
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9");
-  }
-  return 10.0 * n * 128;
-}
-__attribute__((target("avx512f"))) double burst_fma512(int n) {
-  asm volatile("vpxord %%zmm15,%%zmm15,%%zmm15" ::: "xmm15");
-  for (int i = 0; i < n; ++i) {
-    asm volatile(LD_TEN("vfmadd231ps", "%%zmm15", "%%zmm15")::
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9");
-  }
-  return 10.0 * n * 32;
-}
-#undef R
-#define R "ymm"
-__attribute__((target("avx2,fma"))) double burst_fma256(int n) {
-  asm volatile("vpxor %%ymm15,%%ymm15,%%ymm15" ::: "xmm15");
-  for (int i = 0; i < n; ++i) {
-    asm volatile(LD_TEN("vfmadd231ps", "%%ymm15", "%%ymm15")::
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9");
-  }
-  return 10.0 * n * 16;
-}
-// vpmaddubsw and the 16-bit add that every exact use of it needs.
-__attribute__((target("avx2"))) double burst_maddubs(int n) {
-  for (int i = 0; i < n; ++i) {
-    asm volatile(
-        "vpmaddubsw %%ymm15,%%ymm14,%%ymm10\n vpaddw %%ymm10,%%ymm0,%%ymm0\n"
-        "vpmaddubsw %%ymm15,%%ymm14,%%ymm11\n vpaddw %%ymm11,%%ymm1,%%ymm1\n"
-        "vpmaddubsw %%ymm15,%%ymm14,%%ymm12\n vpaddw %%ymm12,%%ymm2,%%ymm2\n"
-        "vpmaddubsw %%ymm15,%%ymm14,%%ymm13\n vpaddw %%ymm13,%%ymm3,%%ymm3\n" ::
-            : "xmm0", "xmm1", "xmm2", "xmm3", "xmm10", "xmm11", "xmm12", "xmm13");
-  }
-  return 4.0 * n * 64;
-}
-#undef R
-#undef LD_TEN
-#endif
-
-struct Peak {
-  const char* name;
-  double (*burst)(int n);
-};
-
-// GOPS of a burst on all threads of the pool.
-double measure_peak(Pool& pool, const Peak& peak) {
-  constexpr int kRounds = 200'000;
-  std::vector<double> operations(pool.threads() * 4);
-  const double begin = now();
-  pool.parallel(pool.threads() * 4, [&](int task, int) { operations[task] = peak.burst(kRounds); });
-  double sum = 0;
-  for (double each : operations) sum += each;
-  return sum / (now() - begin) / 1e9;
-}
+constexpr double kPeakSeconds = 5e-3;  // beside every few products
 
 // ---- layers ----
 
@@ -119,7 +52,7 @@ struct Figure {
   double gops, spread, peak;
 };
 
-Figure measure(const KernelRow& row, Pool& pool, const PackedMatrix& matrix, const char* kind, int m, const Peak& peak,
+Figure measure(const KernelRow& row, Pool& pool, const PackedMatrix& matrix, const char* kind, int m, bool integer,
                double seconds) {
   const int n = matrix.n(), k = matrix.k();
   const size_t size = (linear_scratch_bytes(m, k, pool.threads()) + 63) / 64 * 64;
@@ -138,7 +71,7 @@ Figure measure(const KernelRow& row, Pool& pool, const PackedMatrix& matrix, con
   std::vector<double> times, peaks;
   const double end = now() + seconds;
   do {
-    peaks.push_back(measure_peak(pool, peak));
+    peaks.push_back(integer ? int8_peak(row, pool, kPeakSeconds) : f32_peak(row, pool, kPeakSeconds));
     for (int i = 0; i < 3; ++i) {
       const double begin = now();
       linear(row, pool, &scratch, input, m, &output, 1);
@@ -183,20 +116,8 @@ int main(int argc, char** argv) {
     fprintf(stderr, "micro_gemm: no kernel row \"%s\" on this processor\n", isa);
     return 2;
   }
-  Peak integer = {"none", [](int n) { return static_cast<double>(n); }}, real = integer;
-#if defined(__x86_64__)
-  if (!strcmp(row->name, "avx512_vnni")) {
-    integer = {"vpdpbusd zmm", burst_vnni};
-    real = {"fma zmm", burst_fma512};
-  } else if (!strcmp(row->name, "avx2")) {
-    integer = {"vpmaddubsw + vpaddw ymm", burst_maddubs};
-    real = {"fma ymm", burst_fma256};
-  }
-#endif
-
   Pool pool(threads);
-  printf("kernel row %s, %d threads; integer peak: %s, float peak: %s\n", row->name, pool.threads(), integer.name,
-         real.name);
+  printf("kernel row %s, %d threads\n", row->name, pool.threads());
   std::vector<Figure> figures;
   const int shapes[][2] = {{11008, 4096}, {1536, 576}};
   for (const auto& shape : shapes) {
@@ -218,7 +139,7 @@ int main(int argc, char** argv) {
       }
       printf("%8s", type.name);
       for (int m : ms) {
-        figures.push_back(measure(*row, pool, *matrix, type.name, m, kind.integer ? integer : real, seconds));
+        figures.push_back(measure(*row, pool, *matrix, type.name, m, kind.integer, seconds));
         const Figure& f = figures.back();
         printf("%8.0f (%2.0f%%)", f.gops, 100 * f.gops / f.peak);
         fflush(stdout);

@@ -293,4 +293,15 @@ ld_status ld_session_timings(const ld_session* session, ld_timings* out) {
   });
 }
 
+ld_status ld_measure_peak(const char* isa, int32_t threads, double seconds, ld_peak* out) {
+  return guard([&] {
+    require(threads >= 0 && threads <= 1024, "threads must be 0 to 1024");
+    require(seconds >= 0 && seconds <= 3600, "seconds must be 0 to 3600");
+    const ld::Ops& ops = ld::cpu_ops();
+    const std::unique_ptr<ld::Device, void (*)(ld::Device*)> device(ops.open({isa, threads}), ops.close);
+    const ld::Peak peak = ops.measure_peak(device.get(), seconds > 0 ? seconds : 0.3);
+    write_struct<ld_peak>("ld_peak", {0, peak.threads, peak.int8_gops, peak.f32_gflops, peak.memory_gbps}, out);
+  });
+}
+
 }  // extern "C"

@@ -108,12 +108,20 @@ struct ScoreRow {
   float* alternative_probability;
 };
 
+// What the machine can do at best, all threads together.
+struct Peak {
+  int threads;
+  double int8_gops, f32_gflops;  // 1e9 operations per second, a multiply and an add counted as two
+  double memory_gbps;            // 1e9 bytes read per second
+};
+
 struct Ops {
   const char* name;  // "cpu"
 
   Device* (*open)(const DeviceOptions&);
   void (*close)(Device*);
   const char* (*isa)(const Device*);
+  Peak (*measure_peak)(Device*, double seconds);  // on the threads that pack weights
 
   // The tensor's bytes must outlive a gather weight; a multiply weight owns a repacked copy.
   Weight* (*pack)(Device*, const Tensor&, Use);

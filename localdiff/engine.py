@@ -59,6 +59,24 @@ def isa_rows() -> list[tuple[str, bool]]:
     return [(_text(lib.ld_isa_name(i)), bool(lib.ld_isa_supported(i))) for i in range(lib.ld_isa_count())]
 
 
+@dataclass(frozen=True)
+class Peak:
+    """What the machine can do at best with a kernel row, all threads together."""
+
+    threads: int
+    int8_gops: float
+    f32_gflops: float
+    memory_gbps: float
+
+
+def measure_peak(isa: str | None = None, threads: int | None = None, seconds: float = 0.3) -> Peak:
+    """Multiply-adds in registers (each counted as two) and memory reads, 1e9 per second; takes about `seconds`."""
+    name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
+    raw = _struct("ld_peak")
+    _check(library().ld_measure_peak(name, _count("threads", threads), seconds, raw), invalid=OptionError)
+    return Peak(**{field.name: getattr(raw, field.name) for field in fields(Peak)})
+
+
 # ---- files ----
 
 

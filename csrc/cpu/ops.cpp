@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cpu/attention.h"
+#include "cpu/peak.h"
 #include "cpu/propose.h"
 #include "error.h"
 
@@ -122,6 +123,13 @@ void close(Device* device) { delete device; }
 
 const char* isa(const Device* device) { return device->row->name; }
 
+Peak measure_peak(Device* device, double seconds) {
+  const KernelRow& row = *device->row;
+  Pool& pool = device->pool;
+  return {pool.threads(), int8_peak(row, pool, seconds / 3), f32_peak(row, pool, seconds / 3),
+          memory_peak(row, pool, seconds / 3)};
+}
+
 Weight* pack(Device* device, const Tensor& tensor, Use use) {
   auto weight = std::make_unique<Weight>();
   weight->table = tensor;
@@ -218,9 +226,9 @@ void logits(Context* context, const LinearInput& input, int rows, const Weight* 
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",  open,           close,    isa,       pack,    release, weight_bytes,
-                          upload, release_vector, plan,     create,    destroy, buffer,  threads,
-                          embed,  linear,         store_kv, attention, propose, logits};
+  static const Ops ops = {"cpu",        open,   close,          isa,      measure_peak, pack,    release,
+                          weight_bytes, upload, release_vector, plan,     create,       destroy, buffer,
+                          threads,      embed,  linear,         store_kv, attention,    propose, logits};
   return ops;
 }
 

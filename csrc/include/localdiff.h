@@ -189,6 +189,17 @@ typedef struct ld_timings {
 } ld_timings;
 LD_API ld_status ld_session_timings(const ld_session *session, ld_timings *out);
 
+/* What this machine can do at best with a kernel row, all threads together: the ceilings that speeds are compared with. */
+typedef struct ld_peak {
+  uint32_t struct_size;
+  int32_t threads;
+  double int8_gops;     /* 1e9 int8 multiply-adds per second in registers, each counted as two */
+  double f32_gflops;    /* the same for float32 */
+  double memory_gbps;   /* 1e9 bytes read from memory per second */
+} ld_peak;
+/* isa and threads as in ld_model_options; takes about `seconds`, 0 = 0.3, and 512 MiB of memory. */
+LD_API ld_status ld_measure_peak(const char *isa, int32_t threads, double seconds, ld_peak *out);
+
 #ifdef __cplusplus
 }
 #endif
