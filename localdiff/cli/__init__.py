@@ -21,6 +21,7 @@ COMMANDS = {  # name, also of the module -> help
     "infill": "fill the holes of a text",
     "convert": "make a GGUF file from a checkpoint",
     "adapt": "train an autoregressive checkpoint into a diffusion model",
+    "bench": "measure the speed of a model on this machine",
     "info": "show what a GGUF file holds",
     "plan": "show the memory that a generation takes",
     "doctor": "show what this installation can use; compiler flags for C programs",
