@@ -97,7 +97,7 @@ def load_folder(folder: Path, tokenizer: str | None = None) -> Base:
     if found not in FAMILIES:
         raise ModelFileError(f"{folder}: architecture {found} is not supported; expected one of {', '.join(FAMILIES)}")
     try:
-        model = getattr(transformers, found).from_pretrained(folder, dtype=torch.float32)
+        model = getattr(transformers, found).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelFileError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0]})") from None
     own_config = folder / "tokenizer_config.json"
