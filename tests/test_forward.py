@@ -190,15 +190,15 @@ def test_block_causal_cache_equals_one_uncached_forward(files: Any, isa: str) ->
 
 
 def test_rows_that_see_uncomputed_state_are_refused(files: Any) -> None:
-    from localdiff.errors import OptionError
+    from localdiff.errors import EngineError
 
     tokens = tokens_of(16)
     with File.open(files("llama")) as file:
         session = EngineModel(file).session(slot_length=16)
         late = np.arange(8, 16, dtype=np.int32)
-        with pytest.raises(OptionError, match="never computed"):
+        with pytest.raises(EngineError, match="never computed"):
             session.logits([Request(tokens=tokens, score=late, compute=late)])
-        with pytest.raises(OptionError, match="not computed in this call"):
+        with pytest.raises(EngineError, match="not computed in this call"):
             session.logits(
                 [Request(tokens=tokens, score=late, compute=np.arange(8, dtype=np.int32), attention="causal")]
             )
