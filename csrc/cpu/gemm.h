@@ -141,6 +141,9 @@ extern const GemmKernels gemm_scalar;
 extern const GemmKernels gemm_avx2;
 extern const GemmKernels gemm_avx_vnni;
 extern const GemmKernels gemm_avx512_vnni;
+#elif defined(__aarch64__)
+extern const GemmKernels gemm_neon_dot;
+extern const GemmKernels gemm_neon_i8mm;
 #endif
 
 // ---- the linear layer ----

@@ -27,6 +27,9 @@ extern const PeakKernels peak_scalar;
 extern const PeakKernels peak_avx2;
 extern const PeakKernels peak_avx_vnni;
 extern const PeakKernels peak_avx512_vnni;
+#elif defined(__aarch64__)
+extern const PeakKernels peak_neon_dot;
+extern const PeakKernels peak_neon_i8mm;
 #endif
 
 // The best burst of each kind within about `seconds`, all threads together, 1e9 operations or bytes per second.

@@ -62,6 +62,8 @@ extern const VectorKernels vector_scalar;
 #if defined(__x86_64__)
 extern const VectorKernels vector_avx2;
 extern const VectorKernels vector_avx512_vnni;
+#elif defined(__aarch64__)
+extern const VectorKernels vector_neon_dot;
 #endif
 
 }  // namespace ld

@@ -1,0 +1,105 @@
+// Matrix products for ARM processors with the dot product extension. A panel is 8 channels, two registers: one load feeds
+// 4 channels x 4 values of k. sdot multiplies signed bytes by signed bytes, so nothing needs an offset: weights are
+// unpacked to signed bytes and input bytes are stored as they are. One register of input holds 16 values of k of a row,
+// which sdot takes four at a time by lane. Tiles are 8 rows: 16 sums, 8 inputs and two weights of 32 registers.
+// Not here: the 8-bit matrix extension (gemm_neon_i8mm.cpp), float16 and bfloat16 arithmetic (products are float32).
+#include <arm_neon.h>
+
+#include "cpu/gemm.h"
+
+namespace ld {
+namespace {
+
+constexpr int kPanel = 8;
+constexpr int kInt8Rows = 8;
+constexpr int kFloatRows = 8;
+
+#include "cpu/gemm_neon.inl"
+
+void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
+  const uint8x16_t low = vdupq_n_u8(15), less = vdupq_n_u8(static_cast<uint8_t>(t.offset));
+  for (int k0 = 0; k0 < k; k0 += t.record) {
+    const Record record = record_at(t, p);
+    p = record.next;
+    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / kBlock * kPanel);
+    uint8_t* out = chunk->q + k0 * kPanel;
+    const uint8_t* q = record.q;
+    if (t.bits == 8) {
+      for (; q < record.next; q += 16, out += 16) vst1q_u8(out, vld1q_u8(q));
+      continue;
+    }
+    for (; q < record.next; q += 4 * kPanel, out += 8 * kPanel) {  // 8 values of k
+#pragma GCC unroll 2
+      for (int half = 0; half < 4 * kPanel; half += 16) {
+        const uint8x16_t packed = vld1q_u8(q + half);
+        vst1q_u8(out + half, vsubq_u8(vandq_u8(packed, low), less));
+        vst1q_u8(out + 4 * kPanel + half, vsubq_u8(vshrq_n_u8(packed, 4), less));
+      }
+    }
+  }
+}
+
+// Four values of k: lane kLane of every row's x.
+template <int kRows, int kLane>
+inline __attribute__((always_inline)) void dot4(int32x4_t (&acc)[kRows][kLanes], const int8x16_t* x, const int8_t* w) {
+#pragma GCC unroll 2
+  for (int c = 0; c < kLanes; ++c) {
+    const int8x16_t weights = vld1q_s8(w + kLane * 4 * kPanel + 16 * c);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) acc[r][c] = vdotq_laneq_s32(acc[r][c], weights, x[r], kLane);
+  }
+}
+
+// Adds the products of 16 values of k.
+template <int kRows>
+inline __attribute__((always_inline)) void dot16(int32x4_t (&acc)[kRows][kLanes], const int8_t* x, ptrdiff_t stride,
+                                                 const int8_t* w) {
+  int8x16_t inputs[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) inputs[r] = vld1q_s8(x + r * stride);
+  dot4<kRows, 0>(acc, inputs, w);
+  dot4<kRows, 1>(acc, inputs, w);
+  dot4<kRows, 2>(acc, inputs, w);
+  dot4<kRows, 3>(acc, inputs, w);
+}
+
+template <int kRows, int kSpan, bool kMinimum>
+void int8_tile_of(const Int8Tile& tile) {
+  const Int8Chunk& chunk = *tile.chunk;
+  const int8_t* w = (const int8_t*)chunk.q;
+  const float *scale = chunk.scale, *minimum = chunk.minimum;
+  for (int b = 0; b < chunk.k / kBlock;
+       ++b, w += kBlock * kPanel, scale += kBlock / kSpan * kPanel, minimum += kPanel) {
+    const int8_t* x = (const int8_t*)tile.row.q + b * kBlock;
+    int32x4_t acc[kRows][kLanes] = {};
+    dot16<kRows>(acc, x, tile.q_stride, w);
+    float32x4_t first[kRows][kLanes];
+    if (kSpan == 16) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int c = 0; c < kLanes; ++c) {
+          first[r][c] = scaled(acc[r][c], scale + 4 * c);
+          acc[r][c] = vdupq_n_s32(0);
+        }
+      }
+    }
+    dot16<kRows>(acc, x + 16, tile.q_stride, w + 16 * kPanel);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kLanes; ++c) {
+        const float32x4_t t =
+            kSpan == 16 ? scaled(acc[r][c], scale + kPanel + 4 * c, first[r][c]) : scaled(acc[r][c], scale + 4 * c);
+        add_block<kMinimum>(tile, r, b, 4 * c, t, minimum);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const GemmKernels gemm_neon_dot = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
+                                   int8_tile, float_unpack, float_tile, finish};
+
+}  // namespace ld
