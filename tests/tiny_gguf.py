@@ -1,0 +1,51 @@
+"""A tiny random llama as a GGUF file, written by the gguf package: text tests of the command line need no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from text_metadata import tiny_bpe
+
+CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
+
+
+def write_tiny(path: Path, *, record: bool = True, arch: str = "llama", context: int = 64, **metadata: Any) -> Path:
+    """Write a model of 1 layer, 32 wide; record: with a diffusion record whose mask is the tokenizer's."""
+    dim, ffn, heads = 32, 64, 2
+    text = tiny_bpe(**metadata)
+    vocab = len(text["tokenizer.ggml.tokens"])
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_name("tiny")
+    writer.add_context_length(context)
+    writer.add_embedding_length(dim)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(ffn)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(dim // heads)
+    if not record:
+        del text["tokenizer.ggml.mask_token_id"]
+    for key, value in text.items():
+        add = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool}.get(type(value), writer.add_array)
+        add(key, value)
+    if record:
+        writer.add_bool("diffusion.shift_logits", False)
+        writer.add_array("localdiff.stop_token_ids", [261])
+    draw = np.random.default_rng(0).standard_normal
+    shapes = {"token_embd.weight": (vocab, dim), "output_norm.weight": (dim,), "output.weight": (vocab, dim)}
+    for name, shape in {
+        "attn_norm": (dim,), "attn_q": (dim, dim), "attn_k": (dim, dim), "attn_v": (dim, dim),
+        "attn_output": (dim, dim), "ffn_norm": (dim,), "ffn_gate": (ffn, dim), "ffn_up": (ffn, dim),
+        "ffn_down": (dim, ffn),
+    }.items():  # fmt: skip
+        shapes[f"blk.0.{name}.weight"] = shape
+    for name, shape in shapes.items():
+        values = draw(shape).astype(np.float32) * np.float32(0.3)
+        writer.add_tensor(name, values + 1 if len(shape) == 1 else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
