@@ -1,5 +1,5 @@
-// Both ways of access end in one mapping: of the file itself, or of anonymous memory that the file is read into, so that
-// there is one owner, one way to free and page alignment in both cases.
+// Both ways of access end in one mapping: of the file itself, or of anonymous memory that the file is read into, so
+// that there is one owner, one way to free and page alignment in both cases.
 #include "file.h"
 
 #include <fcntl.h>

@@ -1,5 +1,6 @@
 // The bytes of a file, mapped or read into memory, with an owner. A mapping starts at once and is shared between
-// processes, but must not shrink while it is in use: no library can survive that. Not here: what the bytes mean, writing.
+// processes, but must not shrink while it is in use: no library can survive that. Not here: what the bytes mean,
+// writing.
 #pragma once
 
 #include <cstdint>

@@ -338,8 +338,9 @@ class Gguf::Parser {
     return elements;
   }
 
-  // Gives every tensor its bytes. Going through them in the order of their offsets, each must begin after the one before,
-  // and what is left between them must be padding: bytes that no part of the file accounts for mean that a number is wrong.
+  // Gives every tensor its bytes. Going through them in the order of their offsets, each must begin after the one
+  // before, and what is left between them must be padding: bytes that no part of the file accounts for mean that a
+  // number is wrong.
   void place_tensors() {
     place_ = {};
     const uint64_t padding = (alignment_ - position_ % alignment_) % alignment_;

@@ -3,8 +3,8 @@
 // trust what it reads here. Layout of the format: header, metadata, tensor infos, padding, tensor data.
 //
 // Limits: 65,536 metadata and tensors each; keys and names 64 KiB of printable UTF-8, no two the same; strings 64 MiB;
-// arrays of scalars or strings; alignment 8 to 4,096; 1 to 4 dims whose product is below 2^46; tensors lie side by side in
-// the file, without overlaps, with less than one alignment between them and after the last.
+// arrays of scalars or strings; alignment 8 to 4,096; 1 to 4 dims whose product is below 2^46; tensors lie side by side
+// in the file, without overlaps, with less than one alignment between them and after the last.
 //
 // Not here: the meaning of metadata (arch.cpp), decoding of blocks (quant/), big-endian files and version 1 (refused).
 #pragma once

@@ -1,5 +1,5 @@
-// IEEE half precision and bfloat16 to and from float, in integer arithmetic: exact for denormals and infinities, rounding
-// to nearest even, the same on every processor. A NaN stays a NaN with its sign and becomes a quiet one.
+// IEEE half precision and bfloat16 to and from float, in integer arithmetic: exact for denormals and infinities,
+// rounding to nearest even, the same on every processor. A NaN stays a NaN with its sign and becomes a quiet one.
 //
 // The functions are static, not inline: files compiled for wider instruction sets include this header too, and the
 // linker must not pick their copies for code that runs everywhere.

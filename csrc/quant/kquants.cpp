@@ -1,5 +1,6 @@
 // Q4_K, Q5_K and Q6_K: super-blocks of 256 values. In Q4_K and Q5_K eight groups of 32 have a 6-bit scale and a 6-bit
-// minimum each, in units of the super-block's half-precision d and dmin; in Q6_K sixteen groups of 16 have an 8-bit scale.
+// minimum each, in units of the super-block's half-precision d and dmin; in Q6_K sixteen groups of 16 have an 8-bit
+// scale.
 //
 //   Q4_K  d dmin | 12 bytes of scales | 128 bytes             (d * scale) * q - dmin * minimum
 //   Q5_K  d dmin | 12 bytes of scales | 32 of fifth bits | 128 bytes    the same
@@ -18,8 +19,8 @@ struct GroupScale {
   uint8_t scale, minimum;
 };
 
-// Groups 0-3 have their six bits in bytes 0-3 (scale) and 4-7 (minimum). Groups 4-7 have four bits of each in bytes 8-11
-// and the upper two in the top of the bytes of group - 4.
+// Groups 0-3 have their six bits in bytes 0-3 (scale) and 4-7 (minimum). Groups 4-7 have four bits of each in bytes
+// 8-11 and the upper two in the top of the bytes of group - 4.
 GroupScale group_scale(const uint8_t* packed, size_t group) {
   if (group < 4) return {static_cast<uint8_t>(packed[group] & 63), static_cast<uint8_t>(packed[group + 4] & 63)};
   const uint8_t low = packed[group + 4];

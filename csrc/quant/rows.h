@@ -1,5 +1,5 @@
-// The functions that the table of types.cpp is made of, one pair per type that can be decoded, and what their files share:
-// unaligned little-endian loads. Private to quant/.
+// The functions that the table of types.cpp is made of, one pair per type that can be decoded, and what their files
+// share: unaligned little-endian loads. Private to quant/.
 #pragma once
 
 #include <cstddef>

@@ -5,8 +5,8 @@
 //   Q4_1  d m | 16 bytes        d * q + m           Q5_1  d m | 4 bytes of fifth bits | 16 bytes    d * q + m
 //   Q8_0  d | 32 signed bytes   d * q
 //
-// Every product is exact in float (11 bits times at most 8), so only the sum rounds: results do not depend on whether the
-// compiler fuses the two.
+// Every product is exact in float (11 bits times at most 8), so only the sum rounds: results do not depend on whether
+// the compiler fuses the two.
 #include "rows.h"
 
 namespace ld::quant {

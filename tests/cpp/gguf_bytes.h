@@ -1,6 +1,6 @@
-// GGUF bytes for tests: a builder that writes a file field by field and remembers where each field lies, one small valid
-// model, and a reader's work over an accepted file. Shared by test_gguf.cpp and the fuzzer. Nothing here checks what it
-// writes, so that wrong files can be built as easily as right ones.
+// GGUF bytes for tests: a builder that writes a file field by field and remembers where each field lies, one small
+// valid model, and a reader's work over an accepted file. Shared by test_gguf.cpp and the fuzzer. Nothing here checks
+// what it writes, so that wrong files can be built as easily as right ones.
 #pragma once
 
 #include <array>
@@ -16,7 +16,8 @@
 namespace ld::test {
 
 // What a change of a field must lead to. structure: always refused. name: refused where it is no longer printable or
-// unique. type: another type of the same size cannot be noticed. content: cannot be noticed, the format has no checksum.
+// unique. type: another type of the same size cannot be noticed. content: cannot be noticed, the format has no
+// checksum.
 enum class Part { structure, name, type, content };
 
 struct Field {

@@ -1,6 +1,6 @@
-// gguf_dump FILE [read]: prints what the reader sees as one JSON object, for comparison with other readers. Contents are
-// given as CRC-32 of their bytes in the file, scalars also as converted by the getters. Refused files: the reason on stderr
-// and exit status 1. Not here: decoded weights (quant_tool.cpp).
+// gguf_dump FILE [read]: prints what the reader sees as one JSON object, for comparison with other readers. Contents
+// are given as CRC-32 of their bytes in the file, scalars also as converted by the getters. Refused files: the reason
+// on stderr and exit status 1. Not here: decoded weights (quant_tool.cpp).
 #include <array>
 #include <cinttypes>
 #include <cstdio>

@@ -1,7 +1,7 @@
 // The GGUF reader: what it gives for a right file, and that wrong ones are refused at the right byte for little memory.
-// Wrong files are one field away from small_model(), one class of known attacks each (T2), all numbers of all counts (T2),
-// cut and flipped files (T3), files that claim much more than they hold (T4), and memory that runs out (T5). Files by path
-// are in test_file.cpp.
+// Wrong files are one field away from small_model(), one class of known attacks each (T2), all numbers of all counts
+// (T2), cut and flipped files (T3), files that claim much more than they hold (T4), and memory that runs out (T5).
+// Files by path are in test_file.cpp.
 #include <atomic>
 #include <new>
 #include <random>

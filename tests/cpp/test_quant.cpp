@@ -1,5 +1,5 @@
-// Decoding of tensor types: blocks worked out by hand, sources at odd addresses that end where their allocation ends (for
-// the sanitizers). The comparison with another implementation over random blocks is tests/test_quant.py.
+// Decoding of tensor types: blocks worked out by hand, sources at odd addresses that end where their allocation ends
+// (for the sanitizers). The comparison with another implementation over random blocks is tests/test_quant.py.
 #include <cmath>
 #include <memory>
 #include <vector>

@@ -1,6 +1,7 @@
-// Coverage-guided fuzzing of the GGUF reader. Plain byte mutation hardly gets past the counts and lengths of this format,
-// so most mutations here know its layout: they change one number to a number at which arithmetic turns, copy, drop, swap
-// or add metadata and tensors, and then usually repair counts, offsets, padding and data so that the rest is reached.
+// Coverage-guided fuzzing of the GGUF reader. Plain byte mutation hardly gets past the counts and lengths of this
+// format, so most mutations here know its layout: they change one number to a number at which arithmetic turns, copy,
+// drop, swap or add metadata and tensors, and then usually repair counts, offsets, padding and data so that the rest is
+// reached.
 //
 // An execution parses the bytes; what is accepted is read to the last byte and every promise of gguf.h is checked.
 // Not here: files by path (tests/cpp/test_file.cpp). Run it with tests/fuzz/run.sh.
@@ -16,22 +17,29 @@ using Bytes = std::vector<uint8_t>;
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 
+// Asks for a key in every way; only refusals by Error are allowed.
+static void ask(const Gguf& file, std::string_view key) {
+  auto attempt = [](auto get) {
+    try {
+      get();
+    } catch (const Error&) {
+    }
+  };
+  attempt([&] { file.integer(key); });
+  attempt([&] { file.integer(key, 1); });
+  attempt([&] { file.real(key); });
+  attempt([&] { file.real(key, 1.0); });
+  attempt([&] { file.boolean(key, false); });
+  attempt([&] { file.string(key); });
+  attempt([&] { file.string(key, ""); });
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const auto file = Gguf::parse({data, size});
     use_everything(*file);
-    for (const Metadata& item : file->metadata()) {
-      auto ask = [&](auto get) {
-        try {
-          get();
-        } catch (const Error&) {
-        }
-      };
-      ask([&] { file->integer(item.key); });
-      ask([&] { file->real(item.key, 1.0); });
-      ask([&] { file->boolean(item.key, false); });
-      ask([&] { file->string(item.key, ""); });
-    }
+    for (const Metadata& item : file->metadata()) ask(*file, item.key);
+    ask(*file, "absent");
   } catch (const Error& error) {
     const bool located = strstr(error.what(), " at byte ") || strstr(error.what(), "not a GGUF file");
     if (!located || error.status() != LD_FILE) abort();
@@ -309,10 +317,16 @@ class Mutator {
     if (!chance(10)) set(bytes_, count, get<uint64_t>(bytes_, count) + static_cast<uint64_t>(more));
   }
 
+  // Half-way plausible: known names, characters of every length in UTF-8, sometimes one byte of them wrong.
   std::string new_name() {
-    static constexpr const char* kNames[] = {"general.alignment", "general.architecture", "output.weight", "a",
-                                             "\xe2\x96\x81"};
-    return chance(60) ? kNames[below(std::size(kNames))] : std::string(below(80), static_cast<char>(' ' + below(95)));
+    static constexpr const char* kNames[] = {
+        "general.alignment", "general.architecture", "output.weight",    "a",
+        "\xc3\xa9",          "\xe2\x96\x81",         "\xf0\x90\x80\x80", "\xed\x9f\xbf"};
+    std::string name =
+        chance(60) ? kNames[below(std::size(kNames))] : std::string(below(80), static_cast<char>(' ' + below(95)));
+    if (chance(20)) name += kNames[below(std::size(kNames))];
+    if (!name.empty() && chance(10)) name[below(name.size())] ^= static_cast<char>(1 << below(8));
+    return name;
   }
 
   static Bytes body(const Builder& builder) { return {builder.bytes.begin() + kHeader, builder.bytes.end()}; }

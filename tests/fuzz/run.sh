@@ -1,7 +1,7 @@
 #!/bin/sh
 # tests/fuzz/run.sh [EXECUTIONS]: builds the fuzzer of the GGUF reader with clang's libFuzzer and the address and
-# undefined-behaviour sanitizers into build/fuzz and runs it from the seeds, the corpus of earlier runs (build/fuzz/corpus)
-# and all earlier findings (tests/fuzz/findings). SEED=n repeats a run.
+# undefined-behaviour sanitizers into build/fuzz and runs it from the seeds, the corpus of earlier runs
+# (build/fuzz/corpus) and all earlier findings (tests/fuzz/findings). SEED=n repeats a run.
 # Exit status: 0 no finding, 1 a finding (its file is named; add it to tests/fuzz/findings), 77 clang is missing.
 #
 # tests/fuzz/run.sh coverage: the branch coverage of csrc/gguf.cpp over the same files, with llvm-cov.
