@@ -16,11 +16,13 @@ from tiny import TEXT, tiny_checkpoint
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+import localdiff  # noqa: E402
 from localdiff.adapt import AdaptOptions, adapt  # noqa: E402
 from localdiff.adapt.base import load_base, load_folder  # noqa: E402
 from localdiff.adapt.checkpoint import list_checkpoints, read_state  # noqa: E402
 from localdiff.adapt.progress import SilentProgress  # noqa: E402
-from localdiff.errors import ModelFileError, OptionError  # noqa: E402
+from localdiff.convert import convert  # noqa: E402
+from localdiff.errors import LocaldiffError, ModelFileError, OptionError  # noqa: E402
 from localdiff.spec import DiffusionSpec  # noqa: E402
 
 STORIES = [
@@ -236,6 +238,17 @@ def test_what_cannot_start_is_refused_and_nothing_is_written(options, base, tmp_
     assert not Path(options.output).exists()
 
 
+def test_a_loss_that_is_no_number_ends_the_run(options, base, tmp_path):
+    broken = load_folder(base)
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight[5] = float("inf")
+    (tmp_path / "broken").mkdir()
+    broken.save(tmp_path / "broken")
+    with pytest.raises(LocaldiffError, match="the loss is nan at step 1; start again with a smaller --lr"):
+        adapt(replace(options, base=str(tmp_path / "broken")))
+    assert not list_checkpoints(Path(options.output))
+
+
 def test_stories260k_adapts_and_its_loss_falls(data_dir, tmp_path):
     text = tmp_path / "stories.txt"
     text.write_text("\n<|endoftext|>\n".join(STORIES * 40), encoding="utf-8")
@@ -259,3 +272,8 @@ def test_stories260k_adapts_and_its_loss_falls(data_dir, tmp_path):
     plain = [entry[2] for entry in log_of(result.folder)]
     assert np.mean(plain[-20:]) < 0.75 * np.mean(plain[:5])
     assert result.mask_token == 512
+    convert(result.folder, tmp_path / "stories.gguf", type="q8_0")
+    model = localdiff.load(tmp_path / "stories.gguf", threads=1)
+    assert model.spec == DiffusionSpec(512, True, canvas_max=64, stop_tokens=(2,))
+    out = model.generate("Once upon a time", max_new_tokens=24, steps=8, seed=1)
+    assert len(out.text) > 10

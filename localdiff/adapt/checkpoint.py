@@ -79,7 +79,8 @@ def save_checkpoint(output: Path, base: Base, optimizer: torch.optim.Optimizer, 
         os.rename(folder, target)
     _sync(parent)
     for old in list_checkpoints(output)[:-keep]:
-        shutil.rmtree(old)
+        with _staging(parent) as folder:
+            old.rename(folder / "old")  # a half-removed folder must not look like a checkpoint
     return target
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..errors import LocaldiffError
 from .base import Base
 from .data import PackedData
 from .objective import METHODS, Setting, open_fraction
@@ -69,7 +70,7 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 class Trainer:
@@ -99,8 +100,10 @@ class Trainer:
             setting = Setting(self.mask_token, opened, noise_generator(options.seed, forward))
             with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype is torch.bfloat16):
                 losses = self._method.losses(self.base.model, tokens, setting, self._dtype)
-            (losses.loss / options.accumulate).backward()  # type: ignore[no-untyped-call]
             total += losses.loss.item() / options.accumulate
+            if not math.isfinite(total):
+                raise LocaldiffError(f"the loss is {total} at step {self.step + 1}; start again with a smaller --lr")
+            (losses.loss / options.accumulate).backward()  # type: ignore[no-untyped-call]
             plain += losses.plain.item() / options.accumulate
         limit = options.clip if options.clip > 0 else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.base.model.parameters(), limit))
