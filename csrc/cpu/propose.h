@@ -11,7 +11,7 @@
 namespace ld {
 
 constexpr int kLogitRows = 64;
-constexpr size_t kLogitBytes = size_t{16} << 20;
+constexpr size_t kLogitBytes = size_t{32} << 20;
 
 class Head {
  public:

@@ -15,7 +15,7 @@ constexpr int kSumGroup = 64;  // vectors that are summed in float32 before the 
 
 LD_INLINE vf load(const float* p) { return *reinterpret_cast<const vfu*>(p); }
 LD_INLINE void store(float* p, vf v) { *reinterpret_cast<vfu*>(p) = v; }
-LD_INLINE vf broadcast(float x) { return vf{} + x; }
+LD_INLINE vf broadcast(float x) { return x - vf{}; }  // folds to a plain broadcast, unlike x + 0
 
 // The first n values of p, then `fill`.
 LD_INLINE vf load_part(const float* p, int n, float fill) {
