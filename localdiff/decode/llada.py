@@ -38,8 +38,8 @@ class Llada:
         count = len(blocks(canvas, *self._cut))
         if self._steps < count:
             raise OptionError(
-                f"steps is {self._steps}, but the text has {count} blocks of {self._cut[0]} positions; expected at least "
-                "one step per block, so give more steps or a larger block_length"
+                f"steps is {self._steps}, but the text has {count} blocks of {self._cut[0]} positions; "
+                "expected at least one step per block, so give more steps or a larger block_length"
             )
 
     def plan(self, canvas: Canvas) -> Int32:

@@ -1,0 +1,171 @@
+"""From prompts to pages: given tokens, masks, the settings in force - everything a generation needs but the engine.
+
+With logit_shift no row predicts position 0, so a canvas then begins with a given token: bos, or, where the model has
+none and the text begins with a hole, a mask token that stays and is left out of the text. Not here: running anything.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .canvas import Canvas, Hole, Int32
+from .decode.loop import Job
+from .decode.table import make_cache, make_decoder, settings_for
+from .engine import Proposal, Request
+from .errors import OptionError
+from .infill import Part, choose_lengths
+from .options import GenerateOptions
+from .page import Page
+from .spec import DiffusionSpec
+from .text import Tokenizer
+
+DEFAULT_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Composer:
+    """vocab is the number of the model's rows, canvas_limit the longest canvas in tokens."""
+
+    tokenizer: Tokenizer
+    spec: DiffusionSpec
+    vocab: int
+    canvas_limit: int
+
+    def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> Page:
+        """A canvas of the prompt - text, or ids that are taken as they are - and max_new_tokens masks."""
+        given = self._opening(prompt) if isinstance(prompt, str) else token_ids(prompt, self.vocab).tolist()
+        given = given or self._lead()
+        room = self.canvas_limit - len(given)
+        count = options.max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
+        if count > room:
+            raise OptionError(
+                f"the prompt has {len(given)} tokens and {count} are to be made, but the canvas holds "
+                f"{self.canvas_limit}; shorten the prompt or lower max_new_tokens"
+            )
+        canvas = Canvas.of([given, Hole(count)], self.spec.mask_token)
+        continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
+        job = self._job(canvas, options, len(given), self._stop_tokens())
+        return Page(self.tokenizer, job, len(given), continues, self.spec.pad_token)
+
+    def infill(
+        self,
+        parts: Sequence[str | Hole],
+        options: GenerateOptions,
+        propose: Callable[[list[Request]], list[Proposal]],
+    ) -> Page:
+        """A canvas of given texts and holes; `propose` is one call of the engine, for holes of unknown length."""
+        opening = "" if isinstance(parts[0], Hole) else self._before(parts, 0)
+        given = self._opening(opening) or self._lead()
+        start = 1 if given and (self.tokenizer.is_special(given[0]) or given == self._lead()) else 0
+        pieces: list[Part] = [given]
+        for index, part in enumerate(parts):
+            if isinstance(part, Hole):
+                pieces.append(part)
+            elif index:  # "" first: this is not the beginning of the text
+                pieces.append(self.tokenizer.encode_parts(["", self._before(parts, index)], add_bos=False))
+
+        pieces = choose_lengths(
+            pieces,
+            self.spec.mask_token,
+            self.canvas_limit,
+            lambda asked: propose(
+                [self._first_look(canvas, rows, slot) for slot, (canvas, rows) in enumerate(asked)]
+            ),
+        )
+        canvas = Canvas.of(pieces, self.spec.mask_token)
+        if len(canvas) > self.canvas_limit:
+            raise OptionError(
+                f"the text has {len(canvas)} tokens, holes included, but the canvas holds {self.canvas_limit}; "
+                "shorten it"
+            )
+        job = self._job(canvas, options, len(canvas), ())
+        return Page(self.tokenizer, job, start, False, None, tuple(_places(parts, pieces)))
+
+    def _before(self, parts: Sequence[str | Hole], index: int) -> str:
+        """The text of a given part; a space before a hole is left to the hole's first word, see Page.pieces."""
+        text = parts[index]
+        assert isinstance(text, str)
+        followed = index + 1 < len(parts) and isinstance(parts[index + 1], Hole)
+        return text.removesuffix(" ") if followed else text
+
+    def _opening(self, text: str) -> list[int]:
+        bos = True if self.spec.logit_shift and self.tokenizer.bos is not None else None
+        return self.tokenizer.encode(text, add_bos=bos)
+
+    def _lead(self) -> list[int]:
+        """What a canvas begins with where nothing is given before the first mask."""
+        if not self.spec.logit_shift:
+            return []
+        return [self.spec.mask_token if self.tokenizer.bos is None else self.tokenizer.bos]
+
+    def _stop_tokens(self) -> tuple[int, ...]:
+        """The record's, else the tokenizer's ends of text and of turn."""
+        ends = self.spec.stop_tokens or (self.tokenizer.eos, self.tokenizer.eot)
+        return tuple(token for token in ends if token is not None and token != self.spec.mask_token)
+
+    def _forbidden(self, filling: bool) -> Int32:
+        """Tokens that are never proposed: the mask, rows without a token, and in holes whatever ends a text."""
+        tokens = {self.spec.mask_token, *range(self.tokenizer.vocab_size, self.vocab)}
+        if filling:
+            tokens.update(self._stop_tokens())
+            tokens.update(() if self.spec.pad_token is None else (self.spec.pad_token,))
+        return np.array(sorted(tokens), np.int32)
+
+    def _first_look(self, canvas: Canvas, rows: range, slot: int) -> Request:
+        """The model's likeliest tokens for some positions of a canvas in which nothing is written yet."""
+        return Request(
+            canvas.tokens,
+            np.arange(rows.start, rows.stop, dtype=np.int32),
+            slot=slot,
+            attention=self.spec.attention,
+            block_length=self.spec.block_length,
+            prefix=int(canvas.maskable[0]),
+            logit_shift=self.spec.logit_shift,
+            forbidden=self._forbidden(filling=True),
+        )
+
+    def _job(self, canvas: Canvas, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...]) -> Job:
+        settings = settings_for(options, self.spec, len(canvas.masked))
+        seed = secrets.randbits(32) if options.seed is None else int(options.seed)
+        decoder = make_decoder(settings, seed)
+        decoder.check(canvas)
+        return Job(
+            canvas,
+            decoder,
+            make_cache(settings),
+            settings,
+            seed,
+            self.spec.attention,
+            self.spec.block_length,
+            prefix=int(canvas.maskable[0]),
+            logit_shift=self.spec.logit_shift,
+            forbidden=self._forbidden(filling=answer == len(canvas)),
+            stop_tokens=stop_tokens,
+            answer=answer,
+        )
+
+
+def token_ids(tokens: Sequence[int], vocab: int) -> Int32:
+    """Token ids as an array; OptionError for anything else than ids below `vocab`."""
+    ids = np.asarray(tokens)
+    if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
+        raise OptionError(f"the tokens are an array of {ids.dtype}, shape {list(ids.shape)}, expected a list of ids")
+    wrong = ids[(ids < 0) | (ids >= vocab)] if ids.size else ids
+    if wrong.size:
+        raise OptionError(f"token id {int(wrong[0])} is outside the vocabulary, expected 0 to {vocab - 1}")
+    return ids.astype(np.int32)
+
+
+def _places(parts: Sequence[str | Hole], pieces: Sequence[Part]) -> list[str | tuple[int, int]]:
+    """The given texts, and for each hole its positions; `pieces` begins with given tokens even where `parts` do not."""
+    sizes = [piece.length or 0 if isinstance(piece, Hole) else len(piece) for piece in pieces]
+    ends = np.cumsum(sizes).tolist()[len(pieces) - len(parts) :]
+    sizes = sizes[len(pieces) - len(parts) :]
+    return [
+        part if isinstance(part, str) else (end - size, end)
+        for part, size, end in zip(parts, sizes, ends, strict=True)
+    ]

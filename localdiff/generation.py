@@ -1,0 +1,206 @@
+"""What a generation gives: one DenoiseEvent per denoise step while it runs, one Generation when it is done.
+
+A DenoiseStream runs the loop of decode/ as it is iterated and keeps the results; generate() is such a stream read to
+its end. The terminal view, the Python iterator and the server all read these events. Not here: how prompts become
+canvases (compose.py), how canvases become text (page.py), printing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .canvas import MASKED, Canvas, Int32
+from .decode.loop import Step, denoise
+from .errors import Cancelled
+from .page import Page, Span
+
+if TYPE_CHECKING:
+    from .engine import Session
+    from .sessions import SessionPool
+
+
+@dataclass(frozen=True)
+class DenoiseEvent:
+    """One denoise step of one canvas.
+
+    index        which prompt of the batch
+    step         forward passes so far
+    canvas       after the step, prompt included: .tokens int32 [length], .state uint8 [length]
+    positions    int32 [n] written in this step, ascending
+    stop_reason  None while it goes on, else "stop" or "length"
+    """
+
+    index: int
+    step: int
+    canvas: Canvas
+    positions: Int32
+    stop_reason: str | None
+    page: Page = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def tokens(self) -> Int32:
+        return self.canvas.tokens
+
+    @cached_property
+    def text(self) -> str:
+        """The text that is settled so far: everything before the first masked position."""
+        return self.page.settled_text(self.canvas)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The whole text as runs of equal state, for a live view."""
+        return self.page.spans(self.canvas, self.positions)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text and what it took.
+
+    text                   the answer; for infill the whole text
+    tokens                 ids of the tokens made, without the stop token
+    prompt_tokens          ids that were given
+    nfe                    forward passes that this text took part in
+    seconds                from the start to the last token of this text
+    first_settled_seconds  until the first token of the answer was settled, None where none was
+    stop_reason            "stop" at a stop token, "length" where every position is filled, "cancelled"
+    decoder                every decoding setting in force
+    holes                  for infill: what was written into each hole
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    nfe: int
+    seconds: float
+    answer_tokens_per_second: float
+    tokens_per_forward: float
+    first_settled_seconds: float | None
+    stop_reason: str
+    seed: int
+    model: str
+    decoder: dict[str, Any]
+    device: str
+    isa: str
+    threads: int
+    holes: list[str] = dataclasses.field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as one JSON object; `holes` only for infill."""
+        fields = dataclasses.asdict(self)
+        return fields if self.holes else {name: value for name, value in fields.items() if name != "holes"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What runs the texts, as reported: fields of Generation."""
+
+    model: str
+    device: str
+    isa: str
+
+
+class DenoiseStream(Iterator[DenoiseEvent]):
+    """The events of a batch, in order; iterating does the work.
+
+    results has one Generation per prompt once the stream has ended. Where it ended early (cancel(), close(), an error)
+    unfinished texts have the stop_reason "cancelled" and hold what was settled.
+    """
+
+    def __init__(self, pages: Sequence[Page], pool: SessionPool, setup: Setup) -> None:
+        self.results: list[Generation] = []
+        self._texts = [_Text(page) for page in pages]
+        self._pool = pool
+        self._setup = setup
+        self._session: Session | None = None
+        self._cancelled = False
+        self._events = self._run()
+
+    def __next__(self) -> DenoiseEvent:
+        return next(self._events)
+
+    @property
+    def result(self) -> Generation:
+        """The result of a stream of one prompt."""
+        (only,) = self.results
+        return only
+
+    def cancel(self) -> None:
+        """Make the iteration raise Cancelled soon. From any thread; does nothing once the stream has ended."""
+        self._cancelled = True
+        session = self._session
+        if session is not None:
+            self._pool.cancel(session)
+
+    def close(self) -> None:
+        """End the stream; its memory is free for the next one."""
+        self._events.close()
+        if not self.results:  # it was never started
+            self._report(0)
+
+    def _run(self) -> Generator[DenoiseEvent, None, None]:
+        jobs = [text.page.job for text in self._texts]
+        threads = 0
+        try:
+            with self._pool.lend(len(jobs), max(len(job.canvas) for job in jobs)) as session:
+                self._session = session
+                threads = session.timings().threads
+                started = time.perf_counter()
+                steps = denoise(session, jobs)
+                while (step := self._next(steps)) is not None:
+                    text = self._texts[step.index]
+                    text.advance(step, time.perf_counter() - started)
+                    page, positions = text.page, step.commits.positions
+                    yield DenoiseEvent(step.index, step.step, step.canvas, positions, step.stop_reason, page)
+        finally:
+            self._session = None
+            self._report(threads)
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        if self._cancelled:  # perhaps between two calls of the engine, or before the first
+            raise Cancelled("the generation was cancelled")
+        return next(steps, None)
+
+    def _report(self, threads: int) -> None:
+        self.results = [text.result(self._setup, threads) for text in self._texts]
+
+
+class _Text:
+    """What is known of one text while it is made."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self._canvas = page.job.canvas
+        self._nfe = 0
+        self._seconds = 0.0
+        self._first_settled: float | None = None
+        self._stop_reason = "cancelled" if len(self._canvas.masked) else "length"
+
+    def advance(self, step: Step, seconds: float) -> None:
+        self._canvas, self._nfe, self._seconds = step.canvas, step.step, seconds
+        self._stop_reason = step.stop_reason or "cancelled"
+        if self._first_settled is None and step.canvas.state[step.canvas.maskable[0]] != MASKED:
+            self._first_settled = seconds
+
+    def result(self, setup: Setup, threads: int) -> Generation:
+        job, tokens, pieces = self.page.job, self.page.made(self._canvas), self.page.pieces(self._canvas)
+        return Generation(
+            text="".join(piece for _, piece in pieces),
+            tokens=tokens,
+            prompt_tokens=len(self._canvas) - len(self._canvas.maskable),
+            nfe=self._nfe,
+            seconds=self._seconds,
+            answer_tokens_per_second=len(tokens) / self._seconds if self._seconds else 0.0,
+            tokens_per_forward=len(tokens) / self._nfe if self._nfe else 0.0,
+            first_settled_seconds=self._first_settled,
+            stop_reason=self._stop_reason,
+            seed=job.seed,
+            decoder=job.settings.shown(),
+            threads=threads,
+            holes=[piece for made, piece in pieces if made] if self.page.parts else [],
+            **dataclasses.asdict(setup),
+        )

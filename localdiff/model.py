@@ -1,0 +1,274 @@
+"""Model = engine model + tokenizer + chat template + DiffusionSpec: what users hold.
+
+compose.py makes pages of prompts, a DenoiseStream (generation.py) runs them in a session that the model lends. A Model
+may be used from several threads; each running generation has a session of its own. The tokenizer is built when it is
+first needed, so that logits work for files without one. Not here: the loop, decoders, files.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from .canvas import Hole
+from .compose import Composer, token_ids
+from .engine import EngineModel, File, Float32, Proposal, Request
+from .errors import ModelFileError, OptionError
+from .generation import DenoiseStream, Generation, Setup
+from .infill import check_parts, parse_infill
+from .options import GenerateOptions, merge
+from .page import Page
+from .sessions import SessionPool
+from .spec import ATTENTION_KINDS, DiffusionSpec, resolve
+
+if TYPE_CHECKING:
+    from .text import ChatTemplate, Tokenizer
+
+EMBEDDED = Path(__file__).parent / "models" / "localdiff-stories.gguf"
+DEVICES = ("auto", "cpu")
+
+Prompt = str | Sequence[int]  # text, or raw token ids which are taken as they are
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    diffusion: str | None = None,
+    isa: str | None = None,
+    access: str = "map",
+) -> Model:
+    """Load a GGUF file.
+
+    path       None: the small story model that comes with the package
+    device     "auto" or "cpu"
+    threads    None: all that the process may use
+    diffusion  a preset or `mask=811,shift=1,attn=full,...`, for files without a diffusion record or to override it
+    isa        name of a CPU kernel row, None = the best
+    access     "map" starts at once; "read" survives the file being changed while in use
+    raises     ModelFileError, OptionError
+    """
+    if device not in DEVICES:
+        raise OptionError(f"device is '{device}', expected one of {', '.join(DEVICES)}")
+    if path is None and not EMBEDDED.is_file():
+        raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
+    where = EMBEDDED if path is None else Path(path)
+    with File.open(where, access) as file:
+        metadata = file.metadata
+        spec = resolve(metadata, diffusion)
+        engine = EngineModel(file, isa=isa, threads=threads)
+        return Model(engine, dict(metadata), spec, where, threads)
+
+
+class Model:
+    """A loaded model.
+
+    spec            the diffusion record in force, None for an ordinary model (then only logits work)
+    path, metadata  of the file
+    info            shape and kernel row (engine.ModelInfo)
+    """
+
+    def __init__(
+        self,
+        engine: EngineModel,
+        metadata: Mapping[str, Any],
+        spec: DiffusionSpec | None,
+        path: Path,
+        threads: int | None = None,
+    ) -> None:
+        self.info = engine.info
+        self.spec = spec
+        self.path = path
+        self.metadata = metadata
+        if spec is not None:
+            spec.check_vocabulary(self.info.vocab)
+            if spec.canvas_max > self.info.context_length:
+                raise OptionError(
+                    f"canvas_max is {spec.canvas_max}, but the context of the model has {self.info.context_length} "
+                    "positions; give --diffusion canvas=N with a smaller N"
+                )
+        self._engine = engine
+        self._pool = SessionPool(engine, threads)
+
+    @property
+    def name(self) -> str:
+        return str(self.metadata.get("general.name") or self.path.stem)
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def canvas_limit(self) -> int:
+        """The longest canvas, prompt included."""
+        return (self.spec.canvas_max if self.spec else 0) or self.info.context_length
+
+    # ---- text ----
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from .text import Tokenizer
+
+        return Tokenizer.from_gguf(self.metadata)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The chat template of the file, None where it has none."""
+        from .text import ChatTemplate
+
+        return ChatTemplate.from_gguf(self.metadata, self.tokenizer)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of `text`, with bos where the file asks for it; control tokens never come from the text."""
+        return self.tokenizer.encode(text)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; control tokens are left out."""
+        return self.tokenizer.decode([int(token) for token in tokens])
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The prompt for a conversation ({"role", "content"} each, oldest first), for generate and stream."""
+        if self.chat_template is None:
+            raise OptionError(f"{self.name} has no chat template; give a prompt instead of messages (--no-chat)")
+        return self.chat_template.render(messages).tokens
+
+    # ---- work ----
+
+    def logits(
+        self, tokens: Sequence[int], attention: str | None = None, block_length: int | None = None, prefix: int = 0
+    ) -> Float32:
+        """One forward pass; the raw rows [length, vocab], no shift applied.
+
+        attention     one of spec.ATTENTION_KINDS; None = as the record says, full without a record
+        block_length  for block_causal; None = the record's
+        prefix        for prefix_causal: positions that see only what stands before them
+        """
+        if len(tokens) == 0:
+            raise OptionError("there are no tokens, expected at least one")
+        kind = attention or (self.spec.attention if self.spec else "full")
+        if kind not in ATTENTION_KINDS:
+            raise OptionError(f"attention is '{kind}', expected one of {', '.join(ATTENTION_KINDS)}")
+        length = block_length or (self.spec.block_length if self.spec else 0)
+        if kind == "block_causal" and length < 1:
+            raise OptionError(f"block_length is {length}, expected at least 1 for block_causal attention")
+        ids = token_ids(tokens, self.info.vocab)
+        if len(ids) > self.info.context_length:
+            raise OptionError(f"there are {len(ids)} tokens, but the context has {self.info.context_length} positions")
+        request = Request(ids, np.arange(len(ids), dtype=np.int32), attention=kind, block_length=length, prefix=prefix)
+        with self._pool.lend(1, len(ids)) as session:
+            return session.logits([request])[0]
+
+    @overload
+    def generate(self, prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], options: GenerateOptions | None = None, **named: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions | None = None, **named: Any
+    ) -> Generation | list[Generation]:
+        """Continue a prompt, or every prompt of a list in one batch: one call of the engine per step for all.
+
+        prompt   text, or raw token ids; a list of texts or of id lists is a batch
+        options  GenerateOptions; `named` are its fields, which win
+        returns  a Generation, or a list of them for a batch; each is what its prompt alone would give
+        raises   TypeError for an unknown option, OptionError, EngineError, Cancelled
+        """
+        stream = self.stream(prompt, options, **named)
+        for _ in stream:
+            pass
+        return stream.results if _is_batch(prompt) else stream.result
+
+    def stream(
+        self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions | None = None, **named: Any
+    ) -> DenoiseStream:
+        """The same as generate, as an iterator of DenoiseEvents; .result (.results for a batch) comes at the end."""
+        wanted, composer = merge(options, named), self._composer()
+        if len(prompt) == 0 and not isinstance(prompt, str):
+            raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
+        prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
+        return self._run([composer.prompt(each, wanted) for each in prompts])
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], options: GenerateOptions | None = None, **named: Any
+    ) -> Generation:
+        """The assistant's answer to a conversation."""
+        return self.generate(self.chat_tokens(messages), options, **named)
+
+    def infill(
+        self, text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any
+    ) -> Generation:
+        """Fill the holes of a text: "Once [[8]] time [[]]." or strings and Holes. Given text stays word for word."""
+        stream = self.stream_infill(text, options, **named)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream_infill(
+        self, text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any
+    ) -> DenoiseStream:
+        """The same as infill, as an iterator of DenoiseEvents."""
+        wanted, composer = merge(options, named), self._composer()
+        if wanted.max_new_tokens is not None:
+            raise OptionError("infill has no max_new_tokens: the holes say how many tokens are made")
+        parts = parse_infill(text) if isinstance(text, str) else [part for part in text if part != ""]
+        check_parts(parts)
+        return self._run([composer.infill(parts, wanted, self._propose)])
+
+    def cancel(self) -> None:
+        """Make everything that runs on this model raise Cancelled soon. From any thread."""
+        self._pool.cancel()
+
+    def close(self) -> None:
+        """Give the memory back; the model cannot be used any more."""
+        self._pool.close()
+        self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- the way to the engine ----
+
+    def _run(self, pages: list[Page]) -> DenoiseStream:
+        return DenoiseStream(pages, self._pool, Setup(self.name, self.device, self.info.isa))
+
+    def _propose(self, requests: list[Request]) -> list[Proposal]:
+        with self._pool.lend(len(requests), max(len(request.tokens) for request in requests)) as session:
+            return session.propose(requests)
+
+    def _composer(self) -> Composer:
+        if self.spec is None:
+            raise OptionError(
+                f"{self.path.name} has no diffusion record, so its mask token is unknown; give --diffusion "
+                "mask=ID,shift=0|1 or a preset such as --diffusion diffullama"
+            )
+        return Composer(self.tokenizer, self.spec, self.info.vocab, self.canvas_limit)
+
+
+@functools.cache
+def _embedded() -> Model:
+    return load()
+
+
+def generate(prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Generation:
+    """Continue a prompt with the embedded model; see Model.generate."""
+    return _embedded().generate(prompt, options, **named)
+
+
+def infill(text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any) -> Generation:
+    """Fill the holes of a text with the embedded model; see Model.infill."""
+    return _embedded().infill(text, options, **named)
+
+
+def _is_batch(prompt: Sequence[object]) -> bool:
+    """Whether `prompt` is a list of prompts rather than a text or a list of ids."""
+    return not isinstance(prompt, str) and any(isinstance(each, Sequence) for each in prompt)

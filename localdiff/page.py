@@ -1,0 +1,115 @@
+"""Page: how the canvas of a job reads as text, while it settles and when it is done.
+
+Text is cut at the first stop token. While positions are masked, only what stands before the first of them is settled:
+later tokens never change either, but the text around them is not known yet. Not here: time, events, the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .canvas import COMMITTED, GIVEN, MASKED, Canvas, Int32
+from .decode.loop import Job, first_stop
+
+if TYPE_CHECKING:
+    from .text import Tokenizer
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring positions in the same state: "given", "settled", "fresh" (written in the last step) or "masked".
+
+    text is empty where masked; tokens is the number of positions.
+    """
+
+    kind: str
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """The reading of one canvas.
+
+    start       where the text begins: at the answer, or at the first token where holes are filled
+    continues   the text at `start` stands after other text
+    pad_token   stripped from the end of an answer, None where the model has none
+    parts       where holes are filled: the given texts, word for word, and the holes as positions (start, end)
+    """
+
+    tokenizer: Tokenizer
+    job: Job
+    start: int
+    continues: bool
+    pad_token: int | None
+    parts: tuple[str | tuple[int, int], ...] = ()
+
+    def settled_end(self, canvas: Canvas) -> int:
+        """Where the text that is known so far ends."""
+        end = first_stop(canvas, self.job.answer, self.job.stop_tokens)
+        masked = canvas.masked
+        return min(end, int(masked[0])) if len(masked) else end
+
+    def settled_text(self, canvas: Canvas) -> str:
+        return self._decode(canvas.tokens[self.start : self.settled_end(canvas)], self.continues)
+
+    def made(self, canvas: Canvas) -> list[int]:
+        """The tokens made so far, without the stop token and without pads at the end of an answer."""
+        end = self.settled_end(canvas)
+        tokens: list[int] = canvas.tokens[:end][canvas.state[:end] == COMMITTED].tolist()
+        while tokens and not self.parts and tokens[-1] == self.pad_token:
+            tokens.pop()
+        return tokens
+
+    def pieces(self, canvas: Canvas) -> list[tuple[bool, str]]:
+        """The text as (whether it was made, text): one piece for an answer, else the given parts and the holes."""
+        if not self.parts:
+            return [(True, self._decode(self.made(canvas), self.continues))]
+        pieces: list[tuple[bool, str]] = []
+        end = self.settled_end(canvas)
+        for part in self.parts:
+            if isinstance(part, str):
+                pieces.append((False, part))
+                continue
+            text = self._decode(canvas.tokens[part[0] : min(part[1], end)], part[0] > self.start or self.continues)
+            # in most vocabularies the space before a word belongs to its token, so one too many may be there
+            spaced = bool(pieces) and pieces[-1][1].endswith(" ")
+            pieces.append((True, text.removeprefix(" ") if spaced else text))
+        return pieces
+
+    def spans(self, canvas: Canvas, fresh: Int32) -> list[Span]:
+        """The text from `start` to the first stop token as runs of equal state; `fresh` was written just now."""
+        from .text import TextStream
+
+        kinds = {GIVEN: "given", MASKED: "masked", COMMITTED: "settled"}
+        just_written = set(fresh.tolist())
+        spans: list[Span] = []
+        stream: TextStream | None = None  # of the run of known tokens that is being read
+        for position in range(self.start, first_stop(canvas, self.job.answer, self.job.stop_tokens)):
+            kind = "fresh" if position in just_written else kinds[int(canvas.state[position])]
+            if kind == "masked":
+                spans = _finished(spans, stream)
+                stream, text = None, ""
+            else:
+                stream = stream or TextStream(self.tokenizer, continues=position > self.start or self.continues)
+                text = stream.push([int(canvas.tokens[position])])
+            if spans and spans[-1].kind == kind:
+                spans[-1] = Span(kind, spans[-1].text + text, spans[-1].tokens + 1)
+            else:
+                spans.append(Span(kind, text, 1))
+        return _finished(spans, stream)
+
+    def _decode(self, tokens: Sequence[int] | Int32, continues: bool) -> str:
+        return self.tokenizer.decode([int(token) for token in tokens], continues=continues)
+
+
+def _finished(spans: list[Span], stream: object) -> list[Span]:
+    """`spans` with the bytes that the stream still holds back at the end of the last one."""
+    from .text import TextStream
+
+    if not isinstance(stream, TextStream):
+        return spans
+    last = spans[-1]
+    return [*spans[:-1], Span(last.kind, last.text + stream.finish(), last.tokens)]

@@ -1,0 +1,80 @@
+"""The sessions of one model, kept between generations: their memory is taken once and grows when more is needed.
+
+lend() gives a session that is large enough to one caller at a time; several threads get several sessions. A session
+that was cancelled is given up, since its cancellation may still be waiting for a call that never came.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .engine import EngineModel, Session
+
+_GRAIN = 64  # slot lengths are multiples of this, so that slightly longer prompts do not need a new session
+
+
+@dataclass
+class _Kept:
+    session: Session
+    slots: int
+    length: int
+    cancelled: bool = False
+
+
+class SessionPool:
+    def __init__(self, engine: EngineModel, threads: int | None) -> None:
+        self._engine = engine
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._free: list[_Kept] = []
+        self._lent: list[_Kept] = []
+
+    @contextmanager
+    def lend(self, slots: int, length: int) -> Iterator[Session]:
+        """A session of at least `slots` canvases of `length` positions, for the time of the with statement."""
+        kept = self._take(slots, length)
+        try:
+            yield kept.session
+        finally:
+            with self._lock:
+                self._lent.remove(kept)
+                if kept.cancelled:
+                    kept.session.close()
+                else:
+                    self._free.append(kept)
+
+    def cancel(self, session: Session | None = None) -> None:
+        """Make the running calls of `session`, or of every session in use, raise Cancelled soon. From any thread."""
+        with self._lock:
+            for kept in self._lent:
+                if session is None or kept.session is session:
+                    kept.cancelled = True
+                    kept.session.cancel()
+
+    def close(self) -> None:
+        """Give up the sessions that are not in use."""
+        with self._lock:
+            for kept in self._free:
+                kept.session.close()
+            self._free.clear()
+
+    def _take(self, slots: int, length: int) -> _Kept:
+        with self._lock:
+            kept = next((kept for kept in self._free if kept.slots >= slots and kept.length >= length), None)
+            if kept is not None:
+                self._free.remove(kept)
+            else:
+                if self._free:  # a larger one takes its place
+                    small = self._free.pop()
+                    slots, length = max(slots, small.slots), max(length, small.length)
+                    small.session.close()
+                rounded = min(-(-length // _GRAIN) * _GRAIN, max(length, self._engine.info.context_length))
+                session = self._engine.session(slots=slots, slot_length=rounded, threads=self._threads)
+                kept = _Kept(session, slots, rounded)
+            self._lent.append(kept)
+            return kept
