@@ -54,8 +54,12 @@ def _localdiff() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     try:
-        code = _localdiff.main(arguments, prog_name="localdiff", standalone_mode=False)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        with _localdiff.make_context("localdiff", given) as context:
+            code = _localdiff.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as done:  # of --help and --version
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
         return 2
