@@ -221,9 +221,11 @@ void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
   gather(canvases, n_canvases);
   run_forward();
   if (score_.empty()) return;
+  const auto begin = std::chrono::steady_clock::now();
   const Linear& head = model_.head();
   const size_t vocab = model_.config().vocab;
   model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
+  timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   for (size_t i = 0; i < score_.size() * vocab; i++)
     if (!std::isfinite(out[i])) refuse_non_finite(score_[i / vocab]);
 }

@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""localdiff beside its peers: llama.cpp on the same GGUF file, torch on the same shapes. How to read it: README.md.
+
+    bench/compare.py MODEL.gguf ... [--rows 64,256] [--pairs 5] [--llama-python PYTHON] [--no-torch] [--out FOLDER]
+
+Every engine is a child process (peer_*.py) that stays loaded. They take turns, A B C, then C B A, and so on: a ratio is
+taken within one round and its spread is over the rounds, so a slow spell of the machine hits all alike. Written to the
+folder: one JSON file, a plot and a table in Markdown; the JSON is printed last. On a machine that is busy with other
+things, `--clock cpu` compares processor time on one thread instead of wall time. Nothing is asserted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import markdown, plot
+
+ROOT = Path(__file__).resolve().parent.parent
+STEP = {"prompt": 128, "answer": 128}  # of the denoise step
+CHECK_ROWS = 16
+TORCH_KINDS = ("f32", "bf16", "int8")
+# freed blocks are kept, so that result arrays are not paid for with page faults at every call; llama.cpp keeps its own
+ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "PYTHONPATH": str(ROOT)}
+
+
+class Child:
+    """A peer process; a request is one JSON line, and so is the answer."""
+
+    def __init__(self, clock: str, python: str, script: str, *arguments: str) -> None:
+        self._clock = clock
+        self._process = subprocess.Popen(
+            [python, str(ROOT / "bench" / script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
+        self._what = f"{script} {arguments[-1]}"
+        self.info = self._answer()
+
+    def do(self, what: str, **fields: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(json.dumps({"do": what, **fields}), file=self._process.stdin, flush=True)
+        answer = self._answer()
+        if "error" in answer:
+            raise SystemExit(f"{self._what}: {what}: {answer['error']}")
+        return answer
+
+    def seconds(self, what: str, **fields: Any) -> float:
+        return statistics.median(self.do(what, **fields)[self._clock])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._what} ended with {self._process.wait()}; its own message is above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def alternate(children: dict[str, Child], pairs: int, what: str, **fields: Any) -> dict[str, list[float]]:
+    """Seconds per child and round; every second round goes the other way. The first turn of each warms up."""
+    for child in children.values():
+        child.do(what, **fields)
+    taken: dict[str, list[float]] = {name: [] for name in children}
+    for round_ in range(pairs):
+        for name in list(children)[:: -1 if round_ % 2 else 1]:
+            taken[name].append(children[name].seconds(what, **fields))
+    return taken
+
+
+def figures(taken: dict[str, list[float]], operations: float | None) -> dict[str, Any]:
+    """Median milliseconds, spread, GOPS, and how many times as long as localdiff (median, min and max of rounds)."""
+    result = {}
+    for name, seconds in taken.items():
+        median = statistics.median(seconds)
+        one: dict[str, Any] = {
+            "ms": round(median * 1e3, 3),
+            "ms_min": round(min(seconds) * 1e3, 3),
+            "ms_max": round(max(seconds) * 1e3, 3),
+        }
+        if operations:
+            one["gops"] = round(operations / median / 1e9, 1)
+        if name != "localdiff":
+            ratios = [theirs / ours for theirs, ours in zip(seconds, taken["localdiff"], strict=True)]
+            one["ratio"] = [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
+        result[name] = one
+    return result
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- one model ----
+
+
+def compare_model(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    threads, largest = str(options.threads), max(*options.rows, sum(STEP.values()))
+    progress(f"{path.name}: loading")
+    ours = Child(options.clock, sys.executable, "peer_localdiff.py", str(path), threads, str(largest), *options.isa)
+    children = {"localdiff": ours}
+    if options.llama_python:
+        for name, how in (("llama.cpp", "repack"), ("llama.cpp plain", "plain")):
+            children[name] = Child(
+                options.clock, options.llama_python, "peer_llama.py", str(path), threads, str(largest), how
+            )
+    try:
+        result = measure(path, ours, children, options)
+    finally:
+        for child in children.values():
+            child.close()
+    return result
+
+
+def measure(path: Path, ours: Child, children: dict[str, Child], options: argparse.Namespace) -> dict[str, Any]:
+    facts = ours.info
+    result: dict[str, Any] = {
+        "model": path.stem,
+        "bytes": path.stat().st_size,
+        "block_weights": facts["block_weights"],
+        "head_weights": facts["head_weights"],
+        "arithmetic": facts["arithmetic"],
+        "card": facts["card"],
+        "peers": {name: child.info for name, child in children.items() if name != "localdiff"},
+        "difference": difference(children),
+        "forwards": [],
+    }
+    weights = facts["block_weights"] + facts["head_weights"]
+    peaks = []
+    for rows in options.rows:
+        progress(f"{path.name}: {rows} rows, {options.pairs} rounds of {', '.join(children)}")
+        peaks.append(ours.do("peak"))
+        found = figures(alternate(children, options.pairs, "forward", rows=rows), 2.0 * weights * rows)
+        parts = ours.do("forward", rows=rows)["parts"]
+        total = sum(parts.values()) or 1.0
+        found["localdiff"]["parts"] = {name: round(seconds / total, 3) for name, seconds in parts.items()}
+        result["forwards"].append({"rows": rows, **found})
+    progress(f"{path.name}: a denoise step of {STEP['prompt']} + {STEP['answer']} rows")
+    result["step"] = {**STEP, **figures(alternate(children, options.pairs, "step", **STEP), None)}
+    peaks.append(ours.do("peak"))
+    result["peak"] = {name: round(max(peak[name] for peak in peaks), 1) for name in peaks[0]}
+    return result
+
+
+def difference(children: dict[str, Child]) -> dict[str, float]:
+    """How far logits lie from localdiff's, root mean square over root mean square: whether both do the same work."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        logits = {}
+        for name, child in children.items():
+            to = f"{folder}/logits.npy"
+            child.do("logits", rows=CHECK_ROWS, to=to)
+            logits[name] = np.load(to).astype(np.float64)
+        ours = logits.pop("localdiff")
+        for name, theirs in logits.items():
+            found[name] = round(float(np.sqrt(((theirs - ours) ** 2).mean() / (ours**2).mean())), 5)
+    return found
+
+
+def compare_torch(path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The products of the model's shapes in torch, beside localdiff's whole forward pass; only GOPS can be compared."""
+    shapes, layers, weights = torch_shapes(path)
+    threads, largest = str(options.threads), str(max(options.rows))
+    results = []
+    for kind in TORCH_KINDS:
+        progress(f"{path.name}: torch {kind}")
+        arguments = (kind, threads, json.dumps(shapes), str(layers))
+        children = {
+            name: Child(options.clock, sys.executable, *command)
+            for name, command in (
+                ("localdiff", ("peer_localdiff.py", str(path), threads, largest, *options.isa)),
+                (f"torch {kind}", ("peer_torch.py", *arguments)),
+            )
+        }
+        try:
+            for rows in options.rows:
+                taken = alternate(children, options.pairs, "forward", rows=rows)
+                results.append({"rows": rows, "kind": kind, **figures(taken, 2.0 * weights * rows)})
+        finally:
+            for child in children.values():
+                child.close()
+    return results
+
+
+def torch_shapes(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Shapes of one layer and of the head, the number of layers, all weights."""
+    from localdiff.engine import File
+
+    with File.open(path) as file:
+        matrices = {tensor.name: list(tensor.shape) for tensor in file.tensors if len(tensor.shape) == 2}
+    layer = [shape for name, shape in matrices.items() if name.startswith("blk.0.")]
+    layers = sum(name.startswith("blk.") for name in matrices) // len(layer)
+    head = matrices.get("output.weight", matrices["token_embd.weight"])
+    return {"layer": layer, "head": head}, layers, layers * sum(n * k for n, k in layer) + head[0] * head[1]
+
+
+# ---- the command ----
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench/compare.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL.gguf")
+    parser.add_argument("--rows", default="64,256", help="sizes of the forward passes (default 64,256)")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds over all engines (default 5)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every engine")
+    parser.add_argument("--isa", default="", help="kernel row of localdiff (default: the best)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu needs --threads 1")
+    parser.add_argument("--llama-python", default=sys.executable, help="has llama-cpp-python (default: this Python)")
+    parser.add_argument("--no-llama", action="store_true")
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--name", help="of the files written (default DATE-CPU)")
+    options = parser.parse_args(arguments)
+    options.rows = [int(word) for word in options.rows.split(",")]
+    if options.clock == "cpu" and options.threads != 1:
+        parser.error(f"--clock cpu compares one thread, but --threads is {options.threads}; give --threads 1")
+    options.isa = [options.isa] if options.isa else []
+    if options.no_llama:
+        options.llama_python = None
+    elif subprocess.run([options.llama_python, "-c", "import llama_cpp"], capture_output=True).returncode:
+        parser.error(f"{options.llama_python} has no llama-cpp-python; give --llama-python PYTHON or --no-llama")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    sys.path.insert(0, str(ROOT))
+    options = parse(arguments)
+    date = datetime.date.today().isoformat()
+    models = []
+    for path in options.models:
+        models.append(compare_model(path, options))
+        if not options.no_torch:
+            models[-1]["torch"] = compare_torch(path, options)
+    cpu = re.sub(r"[^a-z0-9]+", "-", models[0]["card"]["cpu"].lower()).strip("-")
+    result = {"bench": "compare", "date": date, "pairs": options.pairs, "clock": options.clock, "models": models}
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = options.name or f"{date}-{cpu}"
+    (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    table = markdown(result)
+    (options.out / f"{name}.md").write_text(table)
+    plot(result, options.out / f"{name}.png")
+    print(table)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

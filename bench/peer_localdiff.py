@@ -1,0 +1,63 @@
+"""localdiff as a peer of compare.py: usage peer_localdiff.py MODEL.gguf THREADS ROWS [ISA]
+
+forward  logits of all rows, bidirectional attention      step  one denoise step: the answer's masked half is scored
+peak     what the machine can do at the moment            logits  written to a file, to see that peers do the same work
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from peer import serve, timed, tokens
+
+from localdiff.bench.card import machine_card
+from localdiff.bench.forward import PARTS, Work
+from localdiff.engine import EngineModel, File, Request, measure_peak
+
+
+def main(path: str, threads: int, rows: int, isa: str | None) -> None:
+    file = File.open(path)
+    model = EngineModel(file, isa=isa, threads=threads)
+    session = model.session(slot_length=rows, threads=threads)
+    vocab = model.info.vocab
+
+    def request(count: int, score: np.ndarray[Any, Any]) -> Request:
+        return Request(np.array(tokens(vocab, count), np.int32), score.astype(np.int32))
+
+    def forward(rows: int) -> dict[str, Any]:
+        all_rows = request(rows, np.arange(rows))
+        before = session.timings()
+        result = timed(lambda: session.logits([all_rows]))
+        after = session.timings()
+        spent = {part: getattr(after, f"seconds_{part}") - getattr(before, f"seconds_{part}") for part in PARTS}
+        return {**result, "parts": spent}
+
+    def step(prompt: int, answer: int) -> dict[str, Any]:
+        masked = request(prompt + answer, np.arange(prompt, prompt + answer, 2))
+        return timed(lambda: session.propose([masked]))
+
+    def peak() -> dict[str, Any]:
+        found = measure_peak(model.info.isa, threads, 0.3)
+        return {"int8": found.int8_gops, "f32": found.f32_gflops, "memory_gbps": found.memory_gbps}
+
+    def logits(rows: int, to: str) -> dict[str, Any]:
+        np.save(to, session.logits([request(rows, np.arange(rows))])[0])
+        return {}
+
+    work = Work.of(file)
+    serve(
+        {"forward": forward, "step": step, "peak": peak, "logits": logits},
+        {
+            "card": machine_card(model.info.isa, session.timings().threads),
+            "block_weights": work.block_weights,
+            "head_weights": work.head_weights,
+            "arithmetic": work.arithmetic,
+            "context": model.info.context_length,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)

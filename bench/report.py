@@ -1,0 +1,131 @@
+"""The result of compare.py as a table in Markdown and as a plot. Reads the JSON only; nothing is measured here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+LLAMA = ("llama.cpp", "llama.cpp plain")  # default, without repacked weights
+BOUND = {"int8": "int8", "f32": "f32"}
+
+
+def better(found: dict[str, Any]) -> str | None:
+    """llama.cpp's faster setting of a measurement."""
+    present = [name for name in LLAMA if name in found]
+    return min(present, key=lambda name: found[name]["ms"]) if present else None
+
+
+def spread(ratio: list[float]) -> str:
+    return f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    card = result["models"][0]["card"]
+    clock = "processor time" if result["clock"] == "cpu" else "wall time"
+    lines = [
+        f"{card['cpu']}, {card['threads']} threads, kernel row {card['isa']}, localdiff {card['localdiff']}, "
+        f"{card['date']}; other load on the machine {card['load']}.",
+        f"Medians of {result['pairs']} alternating rounds, {clock}; ratios: speed of localdiff over the peer (min-max).",
+        "",
+    ]
+    lines += _forwards(result) + _steps(result) + _torch(result)
+    return "\n".join(lines) + "\n"
+
+
+def _forwards(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| model | rows | localdiff ms | GOPS | of peak | llama.cpp ms | ratio | its better setting ms | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model in result["models"]:
+        bound = model["peak"][BOUND[model["arithmetic"]]]
+        for found in model["forwards"]:
+            ours, theirs, name = found["localdiff"], found.get("llama.cpp"), better(found)
+            peers = (
+                f"{theirs['ms']:.0f} | {spread(theirs['ratio'])} | {found[name]['ms']:.0f} | "
+                f"**{spread(found[name]['ratio'])}**"
+                if theirs and name
+                else "- | - | - | -"
+            )
+            lines.append(
+                f"| {model['model']} | {found['rows']} | {ours['ms']:.1f} | {ours['gops']:.0f} | "
+                f"{ours['gops'] / bound:.0%} | {peers} |"
+            )
+    return [*lines, ""]
+
+
+def _steps(result: dict[str, Any]) -> list[str]:
+    step = result["models"][0]["step"]
+    lines = [
+        f"One denoise step, {step['prompt']} + {step['answer']} rows, half the answer masked, against llama.cpp's "
+        "diffusion loop:",
+        "",
+        "| model | localdiff ms | llama.cpp ms | ratio | its better setting ms | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in result["models"]:
+        found = model["step"]
+        name = better(found)
+        if name:
+            theirs = found["llama.cpp"]
+            lines.append(
+                f"| {model['model']} | {found['localdiff']['ms']:.1f} | {theirs['ms']:.0f} | "
+                f"{spread(theirs['ratio'])} | {found[name]['ms']:.0f} | **{spread(found[name]['ratio'])}** |"
+            )
+    return [*lines, ""] if len(lines) > 4 else []
+
+
+def _torch(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "The products of the same shapes alone in torch (no attention, no norms), against localdiff's whole forward:",
+        "",
+        "| model | rows | localdiff GOPS | torch | its GOPS | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in result["models"]:
+        for found in model.get("torch", []):
+            theirs = found[f"torch {found['kind']}"]
+            lines.append(
+                f"| {model['model']} | {found['rows']} | {found['localdiff']['gops']:.0f} | {found['kind']} | "
+                f"{theirs['gops']:.0f} | {spread(theirs['ratio'])} |"
+            )
+    return [*lines, ""] if len(lines) > 4 else []
+
+
+def plot(result: dict[str, Any], to: Path) -> None:
+    """GOPS against rows, one panel per model, with the machine's peak."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = result["models"]
+    columns = min(4, len(models))
+    figure, axes = pyplot.subplots(
+        -(-len(models) // columns), columns, squeeze=False, figsize=(4 * columns, 3.2 * -(-len(models) // columns))
+    )
+    for panel in axes.flat[len(models) :]:
+        panel.axis("off")
+    for panel, model in zip(axes.flat, models, strict=False):
+        rows = [found["rows"] for found in model["forwards"]]
+        for name in ("localdiff", *LLAMA):
+            if name in model["forwards"][0]:
+                panel.plot(rows, [found[name]["gops"] for found in model["forwards"]], "o-", label=name)
+        for kind in {found["kind"] for found in model.get("torch", [])}:
+            points = [found for found in model["torch"] if found["kind"] == kind]
+            panel.plot(
+                [found["rows"] for found in points],
+                [found[f"torch {kind}"]["gops"] for found in points],
+                "x:",
+                label=f"torch {kind}, products only",
+            )
+        panel.axhline(model["peak"][BOUND[model["arithmetic"]]], color="grey", linestyle="--", label="measured peak")
+        panel.set(title=model["model"], xlabel="rows", ylabel="GOPS", xscale="log", ylim=(0, None))
+        panel.set_xticks(rows, [str(row) for row in rows])
+        panel.minorticks_off()
+    axes.flat[0].legend(fontsize=7)
+    card = models[0]["card"]
+    figure.suptitle(f"{card['cpu']}, {card['threads']} threads, {card['date']}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(to, dpi=110)
+    pyplot.close(figure)
