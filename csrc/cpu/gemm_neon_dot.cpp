@@ -39,14 +39,21 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
   }
 }
 
-// Four values of k: lane kLane of every row's x.
+// acc += dot products of 4 weights per channel with 4 input bytes, lane kLane of x. As volatile assembly, which stays in
+// order: GCC 12 makes one long chain per sum of the intrinsic, copies sums around it, and runs out of registers.
+template <int kLane>
+inline void dot4(int32x4_t& acc, int8x16_t w, int8x16_t x) {
+  asm volatile("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(acc) : "w"(w), "w"(x), "n"(kLane));
+}
+
+// Four values of k of every row.
 template <int kRows, int kLane>
-inline __attribute__((always_inline)) void dot4(int32x4_t (&acc)[kRows][kLanes], const int8x16_t* x, const int8_t* w) {
+inline __attribute__((always_inline)) void step(int32x4_t (&acc)[kRows][kLanes], const int8x16_t* x, const int8_t* w) {
 #pragma GCC unroll 2
   for (int c = 0; c < kLanes; ++c) {
     const int8x16_t weights = vld1q_s8(w + kLane * 4 * kPanel + 16 * c);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[r][c] = vdotq_laneq_s32(acc[r][c], weights, x[r], kLane);
+    for (int r = 0; r < kRows; ++r) dot4<kLane>(acc[r][c], weights, x[r]);
   }
 }
 
@@ -57,14 +64,15 @@ inline __attribute__((always_inline)) void dot16(int32x4_t (&acc)[kRows][kLanes]
   int8x16_t inputs[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) inputs[r] = vld1q_s8(x + r * stride);
-  dot4<kRows, 0>(acc, inputs, w);
-  dot4<kRows, 1>(acc, inputs, w);
-  dot4<kRows, 2>(acc, inputs, w);
-  dot4<kRows, 3>(acc, inputs, w);
+  step<kRows, 0>(acc, inputs, w);
+  step<kRows, 1>(acc, inputs, w);
+  step<kRows, 2>(acc, inputs, w);
+  step<kRows, 3>(acc, inputs, w);
 }
 
 template <int kRows, int kSpan, bool kMinimum>
-void int8_tile_of(const Int8Tile& tile) {
+void int8_tile_of(const Int8Tile& given) {
+  const Int8Tile tile = given;  // a copy that no store can change
   const Int8Chunk& chunk = *tile.chunk;
   const int8_t* w = (const int8_t*)chunk.q;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
