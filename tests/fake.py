@@ -1,0 +1,142 @@
+"""A fake engine: the interface of localdiff.engine over a function that gives logits, so that policy is tested alone.
+
+FakeSession draws tokens as the engine does, in plain numpy: temperature, top-k, nucleus, then a number keyed by (seed,
+position, step). FakeEngine stands in for EngineModel. No text, no arithmetic of a network.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from localdiff.engine import ModelInfo, Proposal, Request, Timings
+from localdiff.errors import Cancelled, EngineError
+
+Logits = Callable[[Request], np.ndarray]  # of the whole canvas, [length, vocab]; row p predicts position p + shift
+
+
+def point_mass(text: Sequence[int], vocab: int, shift: bool = False) -> Logits:
+    """A model that is certain of one text."""
+
+    def logits(request: Request) -> np.ndarray:
+        rows = np.full((len(request.tokens), vocab), -50.0)
+        wanted = np.resize(np.asarray(text), len(request.tokens))
+        rows[np.arange(len(rows)), np.roll(wanted, -1) if shift else wanted] = 50.0
+        return rows
+
+    return logits
+
+
+def random_table(vocab: int, spread: float = 2.0) -> Logits:
+    """Other logits at every step and position, the same for the same canvas tokens."""
+
+    def logits(request: Request) -> np.ndarray:
+        key = [request.step, int(np.dot(request.tokens.astype(np.int64) + 1, np.arange(1, len(request.tokens) + 1)))]
+        return np.random.default_rng(key).normal(0, spread, (len(request.tokens), vocab))
+
+    return logits
+
+
+def distribution(row: np.ndarray, request: Request) -> np.ndarray:
+    """What a token is drawn from: temperature, top-k, nucleus, in this order."""
+    scaled = np.exp((row - row.max()) / request.temperature)
+    order = np.argsort(-scaled, kind="stable")
+    kept = scaled[order] / scaled.sum()
+    if request.top_k:
+        kept[request.top_k :] = 0
+    if request.top_p < 1:
+        kept /= kept.sum()
+        kept[np.cumsum(kept) - kept > request.top_p] = 0
+    out = np.zeros_like(scaled)
+    out[order] = kept / kept.sum()
+    return out
+
+
+def draw(row: np.ndarray, request: Request, position: int) -> tuple[int, float, float]:
+    """(token, its raw probability, its probability in the distribution it was drawn from)."""
+    allowed = row.copy()
+    if request.forbidden is not None:
+        allowed[request.forbidden] = -np.inf
+    raw = np.exp(allowed - allowed.max())
+    raw /= raw.sum()
+    if request.temperature == 0:
+        token = int(np.argmax(allowed))
+        return token, raw[token], 1.0
+    drawn_from = distribution(allowed, request)
+    number = np.random.default_rng([request.seed, position, request.step]).random()
+    token = min(int(np.searchsorted(np.cumsum(drawn_from), number, side="right")), int(np.flatnonzero(drawn_from)[-1]))
+    return token, raw[token], drawn_from[token]
+
+
+class FakeSession:
+    """requests holds every call's requests, so that tests can see what was asked."""
+
+    def __init__(self, logits: Logits, slots: int = 1000, slot_length: int = 100_000) -> None:
+        self._logits = logits
+        self.slots = slots
+        self.slot_length = slot_length
+        self.requests: list[list[Request]] = []
+        self.cancelled = False
+        self.closed = False
+        self.before_call: Callable[[], None] = lambda: None
+
+    def propose(self, requests: Sequence[Request]) -> list[Proposal]:
+        self._call(requests)
+        return [self._propose(request) for request in requests]
+
+    def logits(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        self._call(requests)
+        return [self._logits(request)[request.score].astype(np.float32) for request in requests]
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def timings(self) -> Timings:
+        return Timings(1, len(self.requests), 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def _call(self, requests: Sequence[Request]) -> None:
+        self.before_call()
+        if self.cancelled:
+            self.cancelled = False
+            raise Cancelled("the call was cancelled")
+        slots = [request.slot for request in requests]
+        if self.closed or len(set(slots)) != len(slots) or max(slots) >= self.slots:
+            raise EngineError(f"slots {slots} do not fit a session of {self.slots}")
+        for request in requests:
+            if len(request.tokens) > self.slot_length or not len(request.score) or np.any(np.diff(request.score) <= 0):
+                raise EngineError(f"a request of {len(request.tokens)} positions that scores {request.score}")
+        self.requests.append(list(requests))
+
+    def _propose(self, request: Request) -> Proposal:
+        rows = self._logits(request)
+        back = 1 if request.logit_shift else 0
+        answers = [draw(rows[max(0, position - back)], request, position) for position in request.score.tolist()]
+        n = len(answers)
+        column = 2 if request.scores_from == "sampled" else 1
+        return Proposal(
+            np.array([answer[0] for answer in answers], np.int32),
+            np.array([answer[column] for answer in answers], np.float32),
+            np.zeros(n, np.float32),
+            np.zeros(n, np.float32),
+            np.zeros((n, 0), np.int32),
+            np.zeros((n, 0), np.float32),
+        )
+
+
+class FakeEngine:
+    """An EngineModel whose sessions are FakeSessions; sessions lists them all."""
+
+    def __init__(self, logits: Logits, vocab: int, context_length: int = 128) -> None:
+        self._logits = logits
+        self.info = ModelInfo(vocab, 1, 1, 1, 1, 1, 1, context_length, 1, 1, "fake", "none")
+        self.sessions: list[FakeSession] = []
+        self.closed = False
+
+    def session(self, slots: int = 1, slot_length: int | None = None, threads: int | None = None) -> FakeSession:
+        self.sessions.append(FakeSession(self._logits, slots, slot_length or self.info.context_length))
+        return self.sessions[-1]
+
+    def close(self) -> None:
+        self.closed = True
