@@ -7,6 +7,7 @@
 // Sums run in vectors and end in double, lane by lane, so their order depends on the width alone.
 
 typedef float vfu __attribute__((vector_size(4 * LD_WIDTH), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * LD_WIDTH), may_alias));
 
 #define LD_INLINE static inline __attribute__((always_inline))
 
@@ -63,7 +64,7 @@ LD_INLINE vf exponential(vf x) {
   p = fma(p, r, broadcast(0.16666515f));
   p = fma(p, r, broadcast(0.49999994f));
   p = fma(p, r * r, r) + 1.0f;
-  const vf y = reinterpret_cast<vf>(reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(t) << 23));
+  const vf y = reinterpret_cast<vf>(reinterpret_cast<vu>(p) + (reinterpret_cast<vu>(t) << 23));
   const vf low = x < broadcast(-87.336544f) ? vf{} : y;
   const vf high = x > broadcast(88.722839f) ? broadcast(__builtin_inff()) : low;
   return x != x ? x : high;

@@ -32,6 +32,15 @@ std::atomic<int64_t> allocations{0};
   if (void* memory = aligned_alloc(unit, (bytes + unit - 1) / unit * unit)) return memory;
   throw std::bad_alloc();
 }
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  ++allocations;
+  return malloc(bytes);
+}
+[[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t align, const std::nothrow_t&) noexcept {
+  ++allocations;
+  const size_t unit = static_cast<size_t>(align);
+  return aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { free(memory); }
