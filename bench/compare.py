@@ -28,7 +28,7 @@ import numpy as np
 from report import markdown, plot
 
 ROOT = Path(__file__).resolve().parent.parent
-STEP = {"prompt": 128, "answer": 128}  # of the denoise step
+HALF = 128  # of the denoise step: this many rows of prompt and of answer, less where the context is shorter
 CHECK_ROWS = 16
 TORCH_KINDS = ("f32", "bf16", "int8")
 # freed blocks are kept, so that result arrays are not paid for with page faults at every call; llama.cpp keeps its own
@@ -113,7 +113,7 @@ def progress(text: str) -> None:
 
 
 def compare_model(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    threads, largest = str(options.threads), max(*options.rows, sum(STEP.values()))
+    threads, largest = str(options.threads), max(*options.rows, 2 * HALF)
     progress(f"{path.name}: loading")
     ours = Child(options.clock, sys.executable, "peer_localdiff.py", str(path), threads, str(largest), *options.isa)
     children = {"localdiff": ours}
@@ -153,8 +153,10 @@ def measure(path: Path, ours: Child, children: dict[str, Child], options: argpar
         total = sum(parts.values()) or 1.0
         found["localdiff"]["parts"] = {name: round(seconds / total, 3) for name, seconds in parts.items()}
         result["forwards"].append({"rows": rows, **found})
-    progress(f"{path.name}: a denoise step of {STEP['prompt']} + {STEP['answer']} rows")
-    result["step"] = {**STEP, **figures(alternate(children, options.pairs, "step", **STEP), None)}
+    half = min(HALF, facts["context"] // 2)
+    progress(f"{path.name}: a denoise step of {half} + {half} rows")
+    taken = alternate(children, options.pairs, "step", prompt=half, answer=half)
+    result["step"] = {"prompt": half, "answer": half, **figures(taken, None)}
     peaks.append(ours.do("peak"))
     result["peak"] = {name: round(max(peak[name] for peak in peaks), 1) for name in peaks[0]}
     return result

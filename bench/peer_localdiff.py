@@ -20,7 +20,7 @@ from localdiff.engine import EngineModel, File, Request, measure_peak
 def main(path: str, threads: int, rows: int, isa: str | None) -> None:
     file = File.open(path)
     model = EngineModel(file, isa=isa, threads=threads)
-    session = model.session(slot_length=rows, threads=threads)
+    session = model.session(slot_length=min(rows, model.info.context_length), threads=threads)
     vocab = model.info.vocab
 
     def request(count: int, score: np.ndarray[Any, Any]) -> Request:

@@ -25,7 +25,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{card['cpu']}, {card['threads']} threads, kernel row {card['isa']}, localdiff {card['localdiff']}, "
         f"{card['date']}; other load on the machine {card['load']}.",
-        f"Medians of {result['pairs']} alternating rounds, {clock}; ratios: speed of localdiff over the peer (min-max).",
+        f"Medians of {result['pairs']} alternating rounds, {clock}; ratio: speed of localdiff over the peer (min-max).",
         "",
     ]
     lines += _forwards(result) + _steps(result) + _torch(result)
