@@ -1,15 +1,18 @@
 """The sessions of one model, kept between generations: their memory is taken once and grows when more is needed.
 
 lend() gives a session that is large enough to one caller at a time; several threads get several sessions. A session
-that was cancelled is given up, since its cancellation may still be waiting for a call that never came.
+that was cancelled is given up, since its cancellation may still be waiting for a call that never came. When the pool is
+collected, or the program ends, sessions are closed at once: the collector might free the model before them.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class SessionPool:
         self._lock = threading.Lock()
         self._free: list[_Kept] = []
         self._lent: list[_Kept] = []
+        weakref.finalize(self, _close_all, self._free, self._lent)
 
     @contextmanager
     def lend(self, slots: int, length: int) -> Iterator[Session]:
@@ -59,8 +63,7 @@ class SessionPool:
     def close(self) -> None:
         """Give up the sessions that are not in use."""
         with self._lock:
-            for kept in self._free:
-                kept.session.close()
+            _close_all(self._free)
             self._free.clear()
 
     def _take(self, slots: int, length: int) -> _Kept:
@@ -78,3 +81,8 @@ class SessionPool:
                 kept = _Kept(session, slots, rounded)
             self._lent.append(kept)
             return kept
+
+
+def _close_all(*lists: list[_Kept]) -> None:
+    for kept in chain.from_iterable(lists):
+        kept.session.close()

@@ -532,3 +532,19 @@ def test_ordinary_files_need_the_flags(tmp_path: Path) -> None:
         assert len(model.generate("hello", max_new_tokens=4).tokens) <= 4
     with pytest.raises(OptionError, match="mask_token is 263, but the vocabulary has 263"):
         localdiff.load(path, diffusion="mask=263,shift=1")
+
+
+def test_unfinished_streams_in_reference_cycles_are_collected(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf")
+    code = f"""
+import gc, localdiff
+for round in range(6):
+    model = localdiff.load({str(path)!r}, threads=1)
+    cycle = [model, model.stream("hello", max_new_tokens=20, decoder="llada"), model.stream("hell")]
+    next(cycle[1]), next(cycle[2]), cycle.append(cycle)
+    del model, cycle
+    gc.collect() if round < 4 else None
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
