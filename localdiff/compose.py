@@ -7,6 +7,7 @@ none and the text begins with a hole, a mask token that stays and is left out of
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -68,14 +69,15 @@ class Composer:
             elif index:  # "" first: this is not the beginning of the text
                 pieces.append(self.tokenizer.encode_parts(["", self._before(parts, index)], add_bos=False))
 
-        pieces = choose_lengths(
-            pieces,
-            self.spec.mask_token,
-            self.canvas_limit,
-            lambda asked: propose(
-                [self._first_look(canvas, rows, slot) for slot, (canvas, rows) in enumerate(asked)]
-            ),
-        )
+        passes, started = 0, time.perf_counter()
+
+        def look(asked: list[tuple[Canvas, range]]) -> list[Proposal]:
+            nonlocal passes
+            passes += 1
+            return propose([self._first_look(canvas, rows, slot) for slot, (canvas, rows) in enumerate(asked)])
+
+        pieces = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look)
+        seconds = time.perf_counter() - started if passes else 0.0
         canvas = Canvas.of(pieces, self.spec.mask_token)
         if len(canvas) > self.canvas_limit:
             raise OptionError(
@@ -83,7 +85,8 @@ class Composer:
                 "shorten it"
             )
         job = self._job(canvas, options, len(canvas), ())
-        return Page(self.tokenizer, job, start, False, None, tuple(_places(parts, pieces)))
+        places = tuple(_places(parts, pieces))
+        return Page(self.tokenizer, job, start, False, None, places, passes, seconds)
 
     def _before(self, parts: Sequence[str | Hole], index: int) -> str:
         """The text of a given part; a space before a hole is left to the hole's first word, see Page.pieces."""

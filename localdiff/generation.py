@@ -64,7 +64,7 @@ class Generation:
     text                   the answer; for infill the whole text
     tokens                 ids of the tokens made, without the stop token
     prompt_tokens          ids that were given
-    nfe                    forward passes that this text took part in
+    nfe                    forward passes that this text took part in, those that chose its length included
     seconds                from the start to the last token of this text
     first_settled_seconds  until the first token of the answer was settled, None where none was
     stop_reason            "stop" at a stop token, "length" where every position is filled, "cancelled"
@@ -175,16 +175,17 @@ class _Text:
     def __init__(self, page: Page) -> None:
         self.page = page
         self._canvas = page.job.canvas
-        self._nfe = 0
-        self._seconds = 0.0
+        self._nfe = page.passes
+        self._seconds = page.seconds
         self._first_settled: float | None = None
         self._stop_reason = "cancelled" if len(self._canvas.masked) else "length"
 
     def advance(self, step: Step, seconds: float) -> None:
-        self._canvas, self._nfe, self._seconds = step.canvas, step.step, seconds
+        self._canvas = step.canvas
+        self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
         self._stop_reason = step.stop_reason or "cancelled"
         if self._first_settled is None and step.canvas.state[step.canvas.maskable[0]] != MASKED:
-            self._first_settled = seconds
+            self._first_settled = self._seconds
 
     def result(self, setup: Setup, threads: int) -> Generation:
         job, tokens, pieces = self.page.job, self.page.made(self._canvas), self.page.pieces(self._canvas)

@@ -37,6 +37,7 @@ class Page:
     continues   the text at `start` stands after other text
     pad_token   stripped from the end of an answer, None where the model has none
     parts       where holes are filled: the given texts, word for word, and the holes as positions (start, end)
+    passes, seconds   spent before the first denoise step, to choose the lengths of holes
     """
 
     tokenizer: Tokenizer
@@ -45,6 +46,8 @@ class Page:
     continues: bool
     pad_token: int | None
     parts: tuple[str | tuple[int, int], ...] = ()
+    passes: int = 0
+    seconds: float = 0.0
 
     def settled_end(self, canvas: Canvas) -> int:
         """Where the text that is known so far ends."""

@@ -398,6 +398,7 @@ def test_open_holes_take_the_likeliest_length() -> None:
     model, engine = model_of(logits)
     out = model.infill("a[[]]b")
     assert len(out.tokens) == wanted
+    assert out.nfe == len(engine.sessions[0].requests)
     assert [len(request.tokens) - 3 for request in engine.sessions[0].requests[0]] == list(LENGTHS)
     assert len(model.infill(["a", Hole(), "b", Hole(), "c"]).holes) == 2
     small, _ = model_of(logits, DiffusionSpec(MASK, True, canvas_max=6))
