@@ -33,8 +33,6 @@ def command(model: str, canvas: int | None, batch: int, isa: str | None, threads
     if as_json:
         print(json.dumps(facts))
         return
-    print(
-        f"weights  {info.weight_bytes:>16,} bytes, packed for {info.isa}; looked-up tables stay in the file"
-    )
+    print(f"weights  {info.weight_bytes:>16,} bytes, packed for {info.isa}; looked-up tables stay in the file")
     print(f"session  {session:>16,} bytes, {batch} x {length} positions")
     print(f"total    {info.weight_bytes + session:>16,} bytes")
