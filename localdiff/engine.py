@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import struct
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -158,8 +159,10 @@ class _Handle:
 
     def __init__(self, kind: str, pointer: Any, free: Callable[[Any], None], parent: Any = None):
         self._kind = kind
-        # the destructor holds the parent's pointer, so the parent is always freed after the child
-        self.raw: Any = ffi.gc(pointer, functools.partial(_free, free, parent))
+        self.raw: Any = pointer
+        # The registry of finalizers holds the parent's pointer until the child is freed. A destructor of the pointer
+        # would not do: the collector runs those of one cycle of garbage in any order.
+        weakref.finalize(pointer, _free, free, int(ffi.cast("uintptr_t", pointer)), ffi.typeof(pointer), parent)
 
     def pointer(self) -> Any:
         if self.raw is None:
@@ -167,8 +170,8 @@ class _Handle:
         return self.raw
 
 
-def _free(free: Callable[[Any], None], parent: Any, pointer: Any) -> None:
-    free(pointer)
+def _free(free: Callable[[Any], None], address: int, kind: Any, parent: Any) -> None:
+    free(ffi.cast(kind, address))
 
 
 class _Closable:

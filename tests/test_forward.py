@@ -4,6 +4,7 @@ Budgets: float32 weights run in float32, so 1e-5 of the largest logit; quantised
 dequantised weights where the arithmetic is meant (8-bit activations: KL), and with the float32 model where the file is.
 """
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from reference import Reference, kl_divergence, visible_to
 from tiny import SHAPES, VOCAB, hf_logits, tiny_checkpoint
 
+from localdiff import engine
 from localdiff.convert import convert
 from localdiff.engine import EngineModel, File, Request, isa_rows
 
@@ -251,3 +253,24 @@ def test_cancel_leaves_the_session_usable(files: Any) -> None:
             session.logits([request])
         np.testing.assert_array_equal(session.logits([request])[0], expected)
         session.close()
+
+
+def test_children_are_freed_before_parents_even_in_a_cycle(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector takes the objects of a cycle in any order; the engine's must go session, model, file."""
+    freed = []
+
+    def traced(free: Any, address: int, kind: Any, parent: Any) -> None:
+        freed.append(kind.cname)
+        release(free, address, kind, parent)
+
+    release = engine._free
+    monkeypatch.setattr(engine, "_free", traced)
+    gc.collect()
+    freed.clear()
+    file = File.open(files("llama"))
+    model = EngineModel(file)
+    cycle: list[Any] = [file, model, model.session(slot_length=8)]
+    cycle.append(cycle)
+    del file, model, cycle
+    gc.collect()
+    assert freed == ["struct ld_session *", "struct ld_model *", "struct ld_gguf *"]
