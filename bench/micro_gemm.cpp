@@ -129,13 +129,14 @@ int main(int argc, char** argv) {
       const TypeTraits& type = *type_traits(static_cast<int32_t>(kind.type));
       if (shape[1] % type.block || (only && strcmp(only, type.name))) continue;
       std::unique_ptr<PackedMatrix> matrix;
+      PackedMemory memory;
       {
         const std::vector<uint8_t> bytes = random_weights(type, shape[0], shape[1]);
         Tensor tensor = {"bench", &type, 2, {}, bytes};
         tensor.dims[0] = shape[1];
         tensor.dims[1] = shape[0];
         tensor.dims[2] = tensor.dims[3] = 1;
-        matrix.reset(PackedMatrix::pack(*row, tensor, pool));
+        matrix.reset(PackedMatrix::pack(*row, tensor, pool, &memory));
       }
       printf("%8s", type.name);
       for (int m : ms) {

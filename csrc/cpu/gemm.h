@@ -14,7 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string_view>
+#include <memory>
 
 #include "cpu/kernels.h"
 #include "ops.h"
@@ -35,31 +35,42 @@ constexpr int kMaxPanel = 32;     // of any kernel row
 
 // What is stored per weight. "super": 256 values share float16 d (and dmin), blocks have 8-bit codes; else every block
 // of 32 has a float16 scale (and minimum). w = scale * (q - offset) + minimum.
-enum class PackedKind { f32, f16, bf16, i4, i4_min, i8, i8_min, i4_super_min, i8_super_min, i8_super, count };
+enum class PackedKind { f32, f16, bf16, i4, i4_min, i5, i5_min, i8, i4_super_min, i5_super_min, i6_super, count };
 
 struct PackedTraits {
   const char* name;
   bool integer;  // int8 arithmetic, else float32
-  int bits;      // per stored weight
+  int bits;      // per stored weight; integers: 4, 5, 6 or 8
   int record;    // values of k per record
   int span;      // values of k per scale: 32 or 16; 0 where there is none
   bool minimum;
   bool super;
-  int offset;  // subtracted from stored 4-bit values
+  int offset;  // subtracted from stored values; 8 bits are signed as they are
 };
 const PackedTraits& packed_traits(PackedKind kind);
 
-// Bytes of one record of a panel of `panel` channels: [d | dmin | scale codes | minimum codes | q]. q of 4 bits is
-// [record / 8][panel][4] with values of k 4 apart in the low and high half of a byte, q of 8 bits [record / 4][panel][4];
-// float kinds are [panel] of one k.
+// Bytes of one record of a panel of `panel` channels: [d | dmin | scale codes | minimum codes | q | high]. q of 8 bits is
+// [record / 4][panel][4]; otherwise the low four bits, [record / 8][panel][4] with values of k 4 apart in the low and high
+// half of a byte. The remaining bits are `high`: of 6 bits [record / 16][panel][4], of 5 bits [record / 32][panel][4],
+// values of k 4 apart in ascending bits of a byte. Float kinds are [panel] of one k.
 size_t record_bytes(const PackedTraits& traits, int panel);
+
+// Memory of packed matrices, cut from large pieces so that matrices lie side by side on 2 MiB pages, where the system
+// has them. A piece lives as long as any part of it; what is taken is zero. For one thread at a time.
+class PackedMemory {
+ public:
+  std::shared_ptr<uint8_t> take(size_t bytes);  // Throws Error(LD_MEMORY)
+
+ private:
+  std::shared_ptr<uint8_t> slab_;
+  size_t size_ = 0, used_ = 0;
+};
 
 class PackedMatrix {
  public:
   // Repacks a matrix of the file for a kernel row, on all threads of the pool. Throws Error(LD_FILE) naming the tensor
   // for a scale or float that is not finite, or a type that cannot be run, Error(LD_MEMORY).
-  static PackedMatrix* pack(const KernelRow& row, const Tensor& tensor, Pool& pool);
-  ~PackedMatrix();
+  static PackedMatrix* pack(const KernelRow& row, const Tensor& tensor, Pool& pool, PackedMemory* memory);
   PackedMatrix(const PackedMatrix&) = delete;
   PackedMatrix& operator=(const PackedMatrix&) = delete;
 
@@ -70,7 +81,7 @@ class PackedMatrix {
   int k() const { return k_; }
   int panels() const;  // the last may hold fewer than `panel` channels of meaning
   size_t panel_bytes() const { return panel_bytes_; }
-  const uint8_t* panel(int index) const { return data_ + static_cast<size_t>(index) * panel_bytes_; }
+  const uint8_t* panel(int index) const { return data_.get() + static_cast<size_t>(index) * panel_bytes_; }
   size_t bytes() const { return bytes_; }  // memory held
 
  private:
@@ -79,7 +90,7 @@ class PackedMatrix {
   PackedKind kind_ = PackedKind::f32;
   int n_ = 0, k_ = 0;
   size_t panel_bytes_ = 0, bytes_ = 0;
-  uint8_t* data_ = nullptr;
+  std::shared_ptr<uint8_t> data_;
 };
 
 // ---- what a kernel row supplies ----

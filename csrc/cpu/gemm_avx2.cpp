@@ -86,7 +86,17 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
   }
 }
 
+// The bits past the fourth of 32 values, of which the first is `shift` bits up, in place.
+inline __m256i high_bits(const uint8_t* high, int shift, __m256i mask) {
+  const __m256i bits = _mm256_srl_epi16(_mm256_loadu_si256((const __m256i*)high), _mm_cvtsi32_si128(shift));
+  return _mm256_slli_epi16(_mm256_and_si256(bits, mask), 4);
+}
+
+// 4 bits stay unsigned; the others become signed bytes.
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
+  const int more = t.bits - 4;
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << more) - 1));
+  const __m256i less = _mm256_set1_epi8(static_cast<char>(t.offset));
   const __m256i low = _mm256_set1_epi8(15);
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
@@ -100,12 +110,18 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
       }
       continue;
     }
-    for (; q < record.next; q += 64, out += 128) {  // 8 values of k
+    for (int shift = 0; q < record.high; q += 64, out += 128, shift += 2 * more) {  // 8 values of k
+      const uint8_t* high = record.high + shift / 8 * 64;
 #pragma GCC unroll 2
       for (int half = 0; half < 64; half += 32) {
         const __m256i packed = _mm256_loadu_si256((const __m256i*)(q + half));
-        _mm256_store_si256((__m256i*)(out + half), _mm256_and_si256(packed, low));
-        _mm256_store_si256((__m256i*)(out + 64 + half), _mm256_and_si256(_mm256_srli_epi16(packed, 4), low));
+        __m256i w0 = _mm256_and_si256(packed, low), w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
+        if (more) {
+          w0 = _mm256_sub_epi8(_mm256_or_si256(w0, high_bits(high + half, shift % 8, mask)), less);
+          w1 = _mm256_sub_epi8(_mm256_or_si256(w1, high_bits(high + half, shift % 8 + more, mask)), less);
+        }
+        _mm256_store_si256((__m256i*)(out + half), w0);
+        _mm256_store_si256((__m256i*)(out + 64 + half), w1);
       }
     }
   }
@@ -212,7 +228,7 @@ constexpr Int8TileFunction kShortTiles[kInt8Rows] = LD_TILES(8, 16, false);
 
 void int8_tile(const Int8Tile& tile) {
   const Int8Chunk& chunk = *tile.chunk;
-  const Int8TileFunction* tiles = chunk.span == 16 ? kShortTiles : kTiles[chunk.bits == 8][chunk.minimum_used];
+  const Int8TileFunction* tiles = chunk.span == 16 ? kShortTiles : kTiles[chunk.bits > 4][chunk.minimum_used];
   tiles[tile.rows - 1](tile);
 }
 

@@ -75,24 +75,39 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
   }
 }
 
+typedef uint16_t Shorts __attribute__((vector_size(64), may_alias));
+
 // Bytes of one span of 16 or 32 values and the sums that its blocks start from.
 template <int kBits, int kSpan>
-inline void unpack_span(const uint8_t* q, int offset, uint8_t* out, int32_t* start) {
+inline void unpack_span(const uint8_t* q, const uint8_t* high, int offset, uint8_t* out, int32_t* start) {
+  constexpr int kAt = kBits == 8 ? 128 : 64;  // bytes of q per 4 values
+  constexpr int kMore = kBits - 4;            // bits in `high`
   const __m512i low = _mm512_set1_epi8(15), less = _mm512_set1_epi8(static_cast<char>(offset));
   const __m512i all = _mm512_set1_epi8(-128);  // as unsigned bytes: 128
   __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 16
-  for (int i = 0; i < kSpan / 4; i += kBits == 4 ? 2 : 1) {
+  for (int i = 0; i < kSpan / 4; i += kBits == 8 ? 1 : 2) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m512i packed = _mm512_loadu_si512(q + i * kBits / 8 * 128 + half * 64);
+      const __m512i packed = _mm512_loadu_si512(q + i * kAt + half * 64);
       __m512i w[2] = {packed, packed};
-      if (kBits == 4) {
-        w[0] = _mm512_sub_epi8(_mm512_and_si512(packed, low), less);
-        w[1] = _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(packed, 4), low), less);
+      if (kBits != 8) {
+        w[0] = _mm512_and_si512(packed, low);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low);
+        if (kBits != 4) {
+          const __m512i bits = _mm512_loadu_si512(high + half * 64);
+          const __m512i mask = _mm512_set1_epi8((1 << kMore) - 1);
+#pragma GCC unroll 2
+          for (int j = 0; j < 2; ++j) {
+            const __m512i more = _mm512_and_si512((__m512i)((Shorts)bits >> (i + j) * kMore), mask);
+            w[j] = _mm512_or_si512(w[j], _mm512_slli_epi16(more, 4));
+          }
+        }
+        w[0] = _mm512_sub_epi8(w[0], less);
+        w[1] = _mm512_sub_epi8(w[1], less);
       }
 #pragma GCC unroll 2
-      for (int j = 0; j < (kBits == 4 ? 2 : 1); ++j) {
+      for (int j = 0; j < (kBits == 8 ? 1 : 2); ++j) {
         _mm512_store_si512(out + (i + j) * 128 + half * 64, w[j]);
         dot4(sum[half], all, w[j]);
       }
@@ -110,7 +125,8 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
     p = record.next;
     unpack_scales(t, record, chunk->scale + k0 / kSpan * kPanel, chunk->minimum + k0 / kBlock * kPanel);
     for (int i = 0; i < t.record; i += kSpan) {
-      unpack_span<kBits, kSpan>(record.q + i * kPanel * kBits / 8, t.offset, chunk->q + (k0 + i) * kPanel,
+      unpack_span<kBits, kSpan>(record.q + i * kPanel / (kBits == 8 ? 1 : 2),
+                                record.high + i * kPanel / 8 * (kBits - 4), t.offset, chunk->q + (k0 + i) * kPanel,
                                 chunk->start + (k0 + i) / kSpan * kPanel);
     }
   }
@@ -119,10 +135,12 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
   if (t.bits == 4) {
     unpack_records<4, 32>(t, p, k, chunk);
-  } else if (t.span == 32) {
-    unpack_records<8, 32>(t, p, k, chunk);
+  } else if (t.bits == 5) {
+    unpack_records<5, 32>(t, p, k, chunk);
+  } else if (t.bits == 6) {
+    unpack_records<6, 16>(t, p, k, chunk);
   } else {
-    unpack_records<8, 16>(t, p, k, chunk);
+    unpack_records<8, 32>(t, p, k, chunk);
   }
 }
 

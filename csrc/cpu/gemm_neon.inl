@@ -70,6 +70,15 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
   }
 }
 
+// The bits past the fourth of the i-th 4 values of k of a record, in place, for the 16 bytes at `at` of the panel.
+inline uint8x16_t high_bits(const PackedTraits& t, const Record& record, int i, int at) {
+  const int more = t.bits - 4, bit = i * more;
+  if (more == 0) return vdupq_n_u8(0);
+  const uint8x16_t bits = vld1q_u8(record.high + bit / 8 * 4 * kPanel + at);
+  const uint8x16_t shifted = vshlq_u8(bits, vdupq_n_s8(static_cast<int8_t>(-(bit % 8))));
+  return vshlq_n_u8(vandq_u8(shifted, vdupq_n_u8(static_cast<uint8_t>((1 << more) - 1))), 4);
+}
+
 // The end of a block for 4 channels of one row: t = scale * dot, plus the span before where there is one.
 inline float32x4_t scaled(int32x4_t dot, const float* scale) { return vmulq_f32(vcvtq_f32_s32(dot), vld1q_f32(scale)); }
 inline float32x4_t scaled(int32x4_t dot, const float* scale, float32x4_t before) {

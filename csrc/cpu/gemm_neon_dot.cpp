@@ -28,12 +28,14 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
       for (; q < record.next; q += 16, out += 16) vst1q_u8(out, vld1q_u8(q));
       continue;
     }
-    for (; q < record.next; q += 4 * kPanel, out += 8 * kPanel) {  // 8 values of k
+    for (int i = 0; q < record.high; q += 4 * kPanel, out += 8 * kPanel, i += 2) {  // 8 values of k
 #pragma GCC unroll 2
       for (int half = 0; half < 4 * kPanel; half += 16) {
         const uint8x16_t packed = vld1q_u8(q + half);
-        vst1q_u8(out + half, vsubq_u8(vandq_u8(packed, low), less));
-        vst1q_u8(out + 4 * kPanel + half, vsubq_u8(vshrq_n_u8(packed, 4), less));
+        const uint8x16_t w0 = vorrq_u8(vandq_u8(packed, low), high_bits(t, record, i, half));
+        const uint8x16_t w1 = vorrq_u8(vshrq_n_u8(packed, 4), high_bits(t, record, i + 1, half));
+        vst1q_u8(out + half, vsubq_u8(w0, less));
+        vst1q_u8(out + 4 * kPanel + half, vsubq_u8(w1, less));
       }
     }
   }

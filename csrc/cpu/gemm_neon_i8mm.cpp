@@ -30,14 +30,17 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
     p = record.next;
     unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / kBlock * kPanel);
     uint8_t* out = chunk->q + k0 * kPanel;
-    for (const uint8_t* q = record.q; q < record.next; q += kPanel * t.bits, out += 8 * kPanel) {  // 8 values of k
+    const uint8_t* q = record.q;
+    for (int i = 0; i < t.record / 4; i += 2, q += t.bits == 8 ? 8 * kPanel : 4 * kPanel, out += 8 * kPanel) {
 #pragma GCC unroll 4
       for (int c = 0; c < kLanes; ++c) {
         const uint8x16_t packed = vld1q_u8(q + 16 * c);
         if (t.bits == 8) {
           store_interleaved(out + 32 * c, packed, vld1q_u8(q + 4 * kPanel + 16 * c));
         } else {
-          store_interleaved(out + 32 * c, vsubq_u8(vandq_u8(packed, low), less), vsubq_u8(vshrq_n_u8(packed, 4), less));
+          const uint8x16_t w0 = vorrq_u8(vandq_u8(packed, low), high_bits(t, record, i, 16 * c));
+          const uint8x16_t w1 = vorrq_u8(vshrq_n_u8(packed, 4), high_bits(t, record, i + 1, 16 * c));
+          store_interleaved(out + 32 * c, vsubq_u8(w0, less), vsubq_u8(w1, less));
         }
       }
     }

@@ -57,9 +57,13 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
         chunk->minimum[(k0 / kBlock + i) * kPanel + c] = t.super ? -dmin * record.min_codes[i * kPanel + c] : dmin;
       }
       for (int i = 0; i < t.record; ++i) {
-        const int step = t.bits == 4 ? 8 : 4;
-        int q = static_cast<int8_t>(record.q[(i / step * kPanel + c) * 4 + i % 4]);
-        if (t.bits == 4) q = (i % 8 < 4 ? q & 15 : q >> 4 & 15) - t.offset;
+        const int step = t.bits == 8 ? 4 : 8, more = t.bits - 4;
+        int q = record.q[(i / step * kPanel + c) * 4 + i % 4];
+        if (t.bits != 8) q = (i % 8 < 4 ? q & 15 : q >> 4) - t.offset;
+        if (t.bits == 5 || t.bits == 6) {
+          const int bit = i / 4 * more;  // counted through bytes that belong to the same i % 4
+          q += (record.high[(bit / 8 * kPanel + c) * 4 + i % 4] >> bit % 8 & ((1 << more) - 1)) << 4;
+        }
         chunk->q[((k0 + i) / 4 * kPanel + c) * 4 + i % 4] = static_cast<uint8_t>(q);
       }
     }

@@ -21,6 +21,7 @@ namespace ld {
 struct Device {
   const KernelRow* row;
   Pool pool;  // packs weights
+  PackedMemory weights;
 };
 
 struct Weight {
@@ -116,7 +117,7 @@ const KernelRow* find_row(const char* isa) {
 
 Device* open(const DeviceOptions& options) {
   const KernelRow* row = find_row(options.isa);
-  return new Device{row, Pool(options.threads)};
+  return new Device{row, Pool(options.threads), {}};
 }
 
 void close(Device* device) { delete device; }
@@ -134,7 +135,7 @@ Weight* pack(Device* device, const Tensor& tensor, Use use) {
   auto weight = std::make_unique<Weight>();
   weight->table = tensor;
   if (use == Use::multiply) {
-    weight->matrix.reset(PackedMatrix::pack(*device->row, tensor, device->pool));
+    weight->matrix.reset(PackedMatrix::pack(*device->row, tensor, device->pool, &device->weights));
   } else if (!tensor.type->decode || tensor.type->block > kLargestBlock) {
     throw Error(LD_FILE, text("%.*s: type %s is not supported yet", static_cast<int>(tensor.name.size()),
                               tensor.name.data(), tensor.type->name));

@@ -20,16 +20,21 @@ void decode_bf16(const void* src, float* dst, size_t n) {
 }
 
 // A value is infinite or NaN where all bits of its exponent are set. The sign and exponent of an f32 are the upper two
-// of its bytes and look like a bfloat16, so one loop serves both. No early exit: the loops are vectorised.
-static bool upper_halves_finite(const void* src, size_t n, size_t step, size_t offset, uint16_t exponent) {
-  const uint8_t* from = static_cast<const uint8_t*>(src) + offset;
-  bool bad = false;
-  for (size_t i = 0; i < n; ++i) bad |= (load_u16(from + step * i) & exponent) == exponent;
-  return !bad;
+// of its bytes and look like a bfloat16, so one loop serves both. No early exit and a maximum of signed 16-bit numbers:
+// that the loops are vectorised with any instruction set.
+template <size_t kStep, int16_t kExponent>
+bool upper_halves_finite(const void* src, size_t n) {
+  const uint8_t* from = static_cast<const uint8_t*>(src) + kStep - 2;
+  int16_t largest = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const int16_t exponent = static_cast<int16_t>(load_u16(from + kStep * i) & kExponent);
+    largest = largest > exponent ? largest : exponent;
+  }
+  return largest != kExponent;
 }
 
-bool finite_f32(const void* src, size_t n) { return upper_halves_finite(src, n, 4, 2, 0x7f80); }
-bool finite_f16(const void* src, size_t n) { return upper_halves_finite(src, n, 2, 0, 0x7c00); }
-bool finite_bf16(const void* src, size_t n) { return upper_halves_finite(src, n, 2, 0, 0x7f80); }
+bool finite_f32(const void* src, size_t n) { return upper_halves_finite<4, 0x7f80>(src, n); }
+bool finite_f16(const void* src, size_t n) { return upper_halves_finite<2, 0x7c00>(src, n); }
+bool finite_bf16(const void* src, size_t n) { return upper_halves_finite<2, 0x7f80>(src, n); }
 
 }  // namespace ld::quant

@@ -140,7 +140,8 @@ LinearInput plain(const std::vector<float>& x, int k) {
 
 std::unique_ptr<PackedMatrix> pack(const KernelRow& row, const Matrix& matrix, int threads = 1) {
   Pool pool(threads);
-  return std::unique_ptr<PackedMatrix>(PackedMatrix::pack(row, matrix.tensor(), pool));
+  PackedMemory memory;  // the matrix keeps its part alive
+  return std::unique_ptr<PackedMatrix>(PackedMatrix::pack(row, matrix.tensor(), pool, &memory));
 }
 
 std::vector<float> multiply(const KernelRow& row, const PackedMatrix& matrix, const std::vector<float>& x, int rows,
@@ -446,7 +447,8 @@ TEST(packed_memory_is_near_the_file) {
     double bits;  // per weight, at 32 channels per panel
   };
   const Row expected[] = {{TensorType::q4_0, 4.5},   {TensorType::q4_1, 5.0},    {TensorType::q8_0, 8.5},
-                          {TensorType::q4_k, 4.625}, {TensorType::q6_k, 8.5625}, {TensorType::f16, 16.0},
+                          {TensorType::q4_k, 4.625}, {TensorType::q6_k, 6.5625}, {TensorType::q5_0, 5.5},
+                          {TensorType::q5_1, 6.0},   {TensorType::q5_k, 5.625},  {TensorType::f16, 16.0},
                           {TensorType::f32, 32.0}};
   for (const KernelRow* row : supported_rows()) {
     for (const Row& each : expected) {
