@@ -58,6 +58,7 @@ FileBytes::FileBytes(const std::string& path, Access access) {
   }
   data_ = static_cast<uint8_t*>(data);
   size_ = size;
+  mapped_ = map;
   if (map) return;
   try {
     read_all(file.fd, path, data_, size_);
@@ -72,11 +73,20 @@ FileBytes::~FileBytes() {
   if (data_ != nullptr) munmap(data_, size_);
 }
 
+void FileBytes::forget(std::span<const uint8_t> part) const {
+  if (!mapped_) return;
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t begin = (static_cast<size_t>(part.data() - data_) + page - 1) / page * page;
+  const size_t end = static_cast<size_t>(part.data() - data_ + part.size()) / page * page;
+  if (begin < end) madvise(data_ + begin, end - begin, MADV_DONTNEED);  // a wish: nothing depends on it
+}
+
 FileBytes::FileBytes(FileBytes&& other) noexcept { *this = std::move(other); }
 
 FileBytes& FileBytes::operator=(FileBytes&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(mapped_, other.mapped_);
   return *this;
 }
 

@@ -22,9 +22,14 @@ class FileBytes {
 
   std::span<const uint8_t> bytes() const { return {data_, size_}; }  // starts on a page
 
+  // Gives back the memory of a part that will hardly be read again: reading it again reads the file. Nothing happens
+  // where the bytes were read into memory, which is then their only place.
+  void forget(std::span<const uint8_t> part) const;
+
  private:
   uint8_t* data_ = nullptr;  // from mmap, of the file or of anonymous memory
   size_t size_ = 0;
+  bool mapped_ = false;  // data_ is the file itself
 };
 
 }  // namespace ld

@@ -59,6 +59,7 @@ class Gguf {
   const Metadata* find(std::string_view key) const;   // null where absent
   const Tensor* tensor(std::string_view name) const;  // null where absent
   std::span<const uint8_t> bytes() const { return bytes_; }
+  void forget(const Tensor& tensor) const { file_.forget(tensor.data); }  // FileBytes::forget
 
   // Scalars by key, converted between integer widths with a range check. Throw Error(LD_FILE) where the key is absent
   // (the forms without a default) or has another kind of type.

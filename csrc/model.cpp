@@ -92,7 +92,10 @@ class Model::Loader {
     check_shape(*tensor, rows, columns);
     if (declaring_) return nullptr;
     model_.weights_.push_back(nullptr);  // room first, so that a packed weight is never lost
-    return model_.weights_.back() = model_.ops_.pack(model_.device_, *tensor, use);
+    model_.weights_.back() = model_.ops_.pack(model_.device_, *tensor, use);
+    // The packed copy replaces the file's; a table that shares the tensor reads the rows that it needs again.
+    if (use == Use::multiply) file_.forget(*tensor);
+    return model_.weights_.back();
   }
 
   const Weight* table(const std::string& name, int rows) { return matrix(name, rows, model_.config_.dim, Use::gather); }

@@ -5,6 +5,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "error.h"
 #include "gguf_bytes.h"
 #include "test.h"
@@ -112,6 +115,25 @@ TEST(no_permission) {
   if (superuser && seteuid(kNobody) != 0) SKIP("a file without permission (cannot act as another user)");
   refused(path, LD_FILE, "cannot be opened: Permission denied");
   if (superuser) CHECK(seteuid(0) == 0);
+}
+
+TEST(forgotten_parts_read_the_same) {
+  Folder folder;
+  std::vector<uint8_t> content(5 * 65536 + 77);
+  for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<uint8_t>(i * 7 + i / 4096);
+  const std::string path = folder.write("bytes", content.data(), content.size());
+  for (Gguf::Access access : kBoth) {
+    const FileBytes file(path, access);
+    const auto bytes = file.bytes();
+    REQUIRE(bytes.size() == content.size());
+    for (size_t begin : {size_t{0}, size_t{1}, size_t{4096}, size_t{70000}, content.size() - 1}) {
+      for (size_t size : {size_t{0}, size_t{1}, size_t{4095}, size_t{200000}, content.size()}) {
+        CHECK(memcmp(bytes.data(), content.data(), content.size()) == 0);
+        file.forget(bytes.subspan(begin, std::min(size, bytes.size() - begin)));
+      }
+    }
+    CHECK(memcmp(bytes.data(), content.data(), content.size()) == 0);
+  }
 }
 
 TEST(no_memory) {
