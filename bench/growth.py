@@ -112,6 +112,7 @@ def plot(result: dict[str, Any], to: Path) -> None:
         panel.loglog(series["values"], series["ms"], "o-")
         panel.set(title=f"{name}: slope {series['slope']:.2f}", xlabel=name, ylabel="ms per forward")
         panel.set_xticks(series["values"], [str(value) for value in series["values"]], fontsize=7)
+        panel.set_yticks(series["ms"], [f"{ms:.3g}" for ms in series["ms"]], fontsize=7)
         panel.minorticks_off()
     card = result["machine"]
     figure.suptitle(f"{result['type']}, {card['cpu']}, {card['threads']} threads, {card['date']}", fontsize=9)
