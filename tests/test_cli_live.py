@@ -197,13 +197,13 @@ def test_ctrl_c_at_the_prompt_is_clean(model: Path) -> None:
     assert "Traceback" not in terminal.joined()
 
 
-def test_a_conversation_goes_on_until_ctrl_d(model: Path) -> None:
-    terminal = Terminal("run", model, "-n", 4, "--seed", 1, rows=40)
+def test_a_conversation_goes_on_until_ctrl_d(tmp_path: Path) -> None:
+    terminal = Terminal("run", write_tiny(tmp_path / "tiny.gguf", context=64), "-n", 4, "--seed", 1, rows=40)
     terminal.read(until=lambda: terminal.joined().endswith("> ") or "> " in terminal.raw)
     assert "no chat template" in terminal.joined()
     terminal.type("hello\n")
     terminal.read(until=lambda: terminal.joined().count("forward passes") == 1)
-    terminal.type("hello " * 200 + "\n")  # longer than the canvas: refused, and the talk goes on
+    terminal.type("hello " * 100 + "\n")  # longer than the canvas: refused, and the talk goes on
     terminal.type("he\n")
     terminal.read(until=lambda: terminal.joined().count("forward passes") == 2)
     terminal.type("\x04")
