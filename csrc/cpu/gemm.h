@@ -122,6 +122,10 @@ struct Int8Tile {
   int rows;
   float* out;  // [rows, panel]
   ptrdiff_t out_stride;
+  // Weights that are needed next: every block of the chunk asks for ahead_lines cache lines of them, because a processor
+  // waits for few lines at a time and stops for more.
+  const uint8_t* ahead;
+  int ahead_lines;
 };
 
 struct FloatTile {
@@ -186,7 +190,7 @@ class LinearScratch {
   int32_t* sum_;
   size_t thread_bytes_;
   ptrdiff_t q_stride_ = 0, block_stride_ = 0, x_stride_ = 0;  // of the prepared rows
-  int max_k_, count_ = 0;
+  int max_k_, threads_count_, count_ = 0;
 };
 size_t linear_scratch_bytes(int rows, int max_k, int threads);
 

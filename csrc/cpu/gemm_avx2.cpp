@@ -173,6 +173,7 @@ void int8_tile_of(const Int8Tile& tile) {
   const uint8_t* w = chunk.q;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
   for (int b = 0; b < chunk.k / kBlock; ++b) {
+    prefetch_ahead(tile, b);
     __m256 t[kRows][2];
 #pragma GCC unroll 2
     for (int span = 0; span < kBlock / kSpan; ++span) {

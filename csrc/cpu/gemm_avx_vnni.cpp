@@ -77,6 +77,7 @@ void int8_tile_of(const Int8Tile& tile) {
   const int32_t* start = chunk.start;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
   for (int b = 0; b < chunk.k / kBlock; ++b, minimum += kPanel) {
+    prefetch_ahead(tile, b);
     __m256 t[kRows][2];
 #pragma GCC unroll 2
     for (int span = 0; span < kBlock / kSpan; ++span) {

@@ -97,6 +97,7 @@ void int8_tile_of(const Int8Tile& given) {
   const float *scale = chunk.scale, *minimum = chunk.minimum;
   for (int b = 0; b < chunk.k / kBlock;
        ++b, w += kBlock * kPanel, scale += kBlock / kSpan * kPanel, minimum += kPanel) {
+    prefetch_ahead(tile, b);
     const int8_t* x = (const int8_t*)tile.row.q + b * kBlock;
     Sums<kRows> acc = {};
     dot16<kRows>(acc, x, tile.q_stride, w);

@@ -13,6 +13,9 @@ namespace {
 
 constexpr size_t kLine = 64;
 
+// So few rows only read weights, fastest from front to end of a panel.
+constexpr int kFewRows = 4;
+
 constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Parts of the buffer that holds one unpacked chunk.
@@ -46,7 +49,7 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
 
 // ---- memory ----
 
-LinearScratch::LinearScratch(int rows, int max_k, int threads, void* memory) : max_k_(max_k) {
+LinearScratch::LinearScratch(int rows, int max_k, int threads, void* memory) : max_k_(max_k), threads_count_(threads) {
   const size_t slab = std::min(rows, kSlabRows);
   uint8_t* at = static_cast<uint8_t*>(memory);
   auto take = [&](size_t bytes) {
@@ -118,8 +121,9 @@ void multiply_int8(const PackedMatrix& matrix, const uint8_t* records, int k0, i
   kernels.int8_unpack(traits, records, k, &chunk);
 
   const int tiles = parts_of(row1 - row0, kernels.int8_rows);
+  const int lines = parts_of(static_cast<int>(ahead_bytes), static_cast<int>(kLine));
+  const int lines_per_block = parts_of(lines, tiles * (k / kBlock)), lines_per_tile = lines_per_block * (k / kBlock);
   for (int t = 0; t < tiles; ++t) {
-    prefetch(ahead + ahead_bytes * t / tiles, ahead + ahead_bytes * (t + 1) / tiles);
     const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
     Int8Tile tile;
     tile.chunk = &chunk;
@@ -133,6 +137,8 @@ void multiply_int8(const PackedMatrix& matrix, const uint8_t* records, int k0, i
     tile.rows = end - begin;
     tile.out = out + begin * stride;
     tile.out_stride = stride;
+    tile.ahead = ahead + t * lines_per_tile * kLine;
+    tile.ahead_lines = t * lines_per_tile < lines ? lines_per_block : 0;
     kernels.int8_tile(tile);
   }
 }
@@ -170,9 +176,15 @@ void multiply_panels(const PackedMatrix& matrix, const LinearScratch& scratch, i
     const size_t at = k0 / traits.record * record, bytes = (k1 - k0) / traits.record * record;
     for (int p = panel0; p < panel1; ++p) {
       const uint8_t* records = matrix.panel(p) + at;
-      // What is read next: the same chunk of the next panel, or the next chunk of the first.
-      const uint8_t* ahead = p + 1 < panel1 ? records + matrix.panel_bytes() : matrix.panel(panel0) + at + bytes;
-      const size_t ahead_bytes = p + 1 < panel1 || c + 1 < chunks ? bytes : 0;
+      // What is read next: the same chunk of the next panel, the next chunk of the first, or the task that this thread
+      // takes next if all threads are as fast.
+      const int after = panel1 + (scratch.threads_count_ - 1) * (panel1 - panel0);
+      const uint8_t* ahead = records + matrix.panel_bytes();
+      size_t ahead_bytes = bytes;
+      if (p + 1 == panel1) {
+        ahead = c + 1 < chunks ? matrix.panel(panel0) + at + bytes : matrix.panel(std::min(after, matrix.panels() - 1));
+        if (c + 1 == chunks && after >= matrix.panels()) ahead_bytes = 0;
+      }
       float* sums = out + static_cast<ptrdiff_t>(p - panel0) * panel;
       if (traits.integer) {
         multiply_int8(matrix, records, k0, k1 - k0, unpacked, scratch, row0, row1, ahead, ahead_bytes, sums, stride,
@@ -198,7 +210,7 @@ void linear(const KernelRow& row, Pool& pool, LinearScratch* scratch, const Line
     prepare(row, pool, scratch, input, first, count, as_int8, as_float);
 
     // Large tasks reuse an unpacked chunk and a row longest; small ones keep all threads busy to the end.
-    int row_parts = parts_of(count, kTaskRows), group = kTaskPanels;
+    int row_parts = parts_of(count, kTaskRows), group = count <= kFewRows ? 1 : kTaskPanels;
     const int wanted = pool.threads() == 1 ? 1 : 6 * pool.threads();
     while (group > 1 && parts_of(panels, group) * row_parts < wanted) group /= 2;
     while (panels * row_parts < wanted / 2 && count / (2 * row_parts) >= 16) row_parts *= 2;
