@@ -97,6 +97,16 @@ def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(options, 
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_run_goes_on_with_the_settings_it_was_started_with(options):
+    with pytest.raises(KeyboardInterrupt):
+        adapt(options, StopAfter(7))
+    resumed = AdaptOptions.resumed(options.output, {"keep": 3})
+    assert resumed == replace(options, resume=True, keep=3)
+    assert adapt(resumed).steps == options.steps
+    with pytest.raises(OptionError, match="holds no run"):
+        AdaptOptions.resumed(options.output + "-missing", {})
+
+
 def test_the_result_is_an_hf_folder_with_its_record_log_and_curve(options, base):
     result = adapt(replace(options, diffusion="decoder=topk,steps=32", eval_data=options.data, eval_every=10))
     folder = result.folder

@@ -8,12 +8,15 @@ read. Imports nothing heavy: the command line reads the fields at start.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
 
+OPTIONS_FILE = "adapt.json"  # the settings of a run, in its output folder
 METHODS = ("diffugpt", "ar")
 LATER_METHODS = ("mdlm", "rdm", "bd3lm")
 SCHEDULES = ("cosine", "constant")
@@ -109,6 +112,25 @@ class AdaptOptions:
                 raise OptionError(f"{flag_name(extra[0])} has no meaning with --method ar; leave it out")
         elif self.mask_token is None and self.mask_id is None:
             raise OptionError("no mask token; give --mask-token TEXT (added where absent) or --mask-id N")
+
+    @staticmethod
+    def resumed(output: str, given: dict[str, Any]) -> AdaptOptions:
+        """The settings that the run in `output` was started with, those in `given` replaced.
+
+        raises   OptionError where the folder holds no run
+        """
+        try:
+            saved = json.loads((Path(output) / OPTIONS_FILE).read_text(encoding="utf-8"))
+            names = {field.name for field in dataclasses.fields(AdaptOptions)}
+            settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        except (OSError, ValueError, AttributeError):
+            raise OptionError(f"--resume: {output or 'the output folder'} holds no run; leave --resume out") from None
+        if unknown := sorted(set(settings) - names):
+            raise OptionError(f"--resume: {OPTIONS_FILE} holds unknown settings: {', '.join(unknown)}")
+        return AdaptOptions(**{**settings, **given, "output": output, "resume": True})
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "resume": False}, indent=2) + "\n"
 
     def lasting(self) -> dict[str, Any]:
         """The settings that a continuation must share."""

@@ -1,7 +1,7 @@
 """adapt(): base, data, trainer, checkpoints and log tied together.
 
-The output folder holds checkpoints/, tokens/ (packed training text), train_log.jsonl and loss.png while training runs,
-and at the end the result itself: an HF folder, with localdiff.json for diffusion methods.
+The output folder holds adapt.json (the settings), checkpoints/, tokens/ (packed training text), train_log.jsonl and
+loss.png while training runs, and at the end the result itself: an HF folder, with localdiff.json for diffusion methods.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..atomic import atomic_file
 from ..errors import OptionError
 from ..spec import RECORD_FILE, DiffusionSpec, parse_override
 from . import checkpoint
@@ -19,7 +20,7 @@ from .base import Base, choose_mask, from_scratch, load_base, load_folder
 from .bound import autoregressive_nll, diffusion_bound
 from .data import PackedData, held_out_sequences, load_tokens
 from .objective import METHODS
-from .options import AdaptOptions, flag_name
+from .options import OPTIONS_FILE, AdaptOptions, flag_name
 from .progress import Progress, SilentProgress, TrainingLog
 from .trainer import Trainer
 
@@ -64,6 +65,9 @@ def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
     else:
         torch.manual_seed(options.seed)
     output.mkdir(parents=True, exist_ok=True)
+    if newest is None:
+        with atomic_file(output / OPTIONS_FILE) as part:
+            part.write_text(options.to_json(), encoding="utf-8")
     log = TrainingLog(output, trainer.step)
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
     progress.note(f"{parameters:,} parameters, {len(tokens):,} tokens, {trainer.data.per_epoch} sequences of {length}")

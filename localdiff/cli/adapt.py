@@ -17,9 +17,14 @@ from .flags import ManyValues, flags, given
 def command(base: str | None, **values: Any) -> None:
     """Adapt BASE (an HF folder, a .gguf file or a llama2.c .bin) to a diffusion language model.
 
-    Needs the extra: pip install 'localdiff[train]'. Ctrl-C leaves a checkpoint; --resume continues from it.
+    Needs the extra: pip install 'localdiff[train]'. Ctrl-C leaves a checkpoint; `adapt -o OUT_DIR --resume` continues
+    from it with the settings it was started with.
     """
-    options = AdaptOptions(base=base, **given(values, AdaptOptions))
+    settings = given({"base": base, **values}, AdaptOptions)
+    if values["resume"]:
+        options = AdaptOptions.resumed(settings.pop("output", ""), settings)
+    else:
+        options = AdaptOptions(**settings)
     from ..adapt import adapt
     from ..adapt.progress import TerminalProgress
 
