@@ -242,23 +242,30 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    sys.path.insert(0, str(ROOT))
-    options = parse(arguments)
-    date = datetime.date.today().isoformat()
-    models = []
-    for path in options.models:
-        models.append(compare_model(path, options))
-        if not options.no_torch:
-            models[-1]["torch"] = compare_torch(path, options)
-    cpu = re.sub(r"[^a-z0-9]+", "-", models[0]["card"]["cpu"].lower()).strip("-")
-    result = {"bench": "compare", "date": date, "pairs": options.pairs, "clock": options.clock, "models": models}
+def write(result: dict[str, Any], options: argparse.Namespace) -> str:
+    """Write what is known so far; returns the table."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", result["models"][0]["card"]["cpu"].lower()).strip("-")
+    name = options.name or f"{result['date']}-{cpu}"
     options.out.mkdir(parents=True, exist_ok=True)
-    name = options.name or f"{date}-{cpu}"
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     table = markdown(result)
     (options.out / f"{name}.md").write_text(table)
     plot(result, options.out / f"{name}.png")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    sys.path.insert(0, str(ROOT))
+    options = parse(arguments)
+    models: list[dict[str, Any]] = []
+    date = datetime.date.today().isoformat()
+    result = {"bench": "compare", "date": date, "pairs": options.pairs, "clock": options.clock, "models": models}
+    table = ""
+    for path in options.models:
+        models.append(compare_model(path, options))
+        if not options.no_torch:
+            models[-1]["torch"] = compare_torch(path, options)
+        table = write(result, options)
     print(table)
     print(json.dumps(result))
     return 0
