@@ -40,6 +40,7 @@ class Child:
 
     def __init__(self, clock: str, python: str, script: str, *arguments: str) -> None:
         self._clock = clock
+        self.wall = self.cpu = 0.0  # seconds of all turns so far
         self._process = subprocess.Popen(
             [python, str(ROOT / "bench" / script), *arguments],
             stdin=subprocess.PIPE,
@@ -59,7 +60,10 @@ class Child:
         return answer
 
     def seconds(self, what: str, **fields: Any) -> float:
-        return statistics.median(self.do(what, **fields)[self._clock])
+        taken = self.do(what, **fields)
+        self.wall += sum(taken["wall"])
+        self.cpu += sum(taken["cpu"])
+        return statistics.median(taken[self._clock])
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -148,11 +152,13 @@ def measure(path: Path, ours: Child, children: dict[str, Child], options: argpar
     for rows in options.rows:
         progress(f"{path.name}: {rows} rows, {options.pairs} rounds of {', '.join(children)}")
         peaks.append(ours.do("peak"))
+        wall, cpu = ours.wall, ours.cpu
         found = figures(alternate(children, options.pairs, "forward", rows=rows), 2.0 * weights * rows)
         parts = ours.do("forward", rows=rows)["parts"]
         total = sum(parts.values()) or 1.0
         found["localdiff"]["parts"] = {name: round(seconds / total, 3) for name, seconds in parts.items()}
-        result["forwards"].append({"rows": rows, **found})
+        got = (ours.cpu - cpu) / (ours.wall - wall) / facts["card"]["threads"]
+        result["forwards"].append({"rows": rows, "processor_share": round(got, 3), **found})
     half = min(HALF, facts["context"] // 2)
     progress(f"{path.name}: a denoise step of {half} + {half} rows")
     taken = alternate(children, options.pairs, "step", prompt=half, answer=half)

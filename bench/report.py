@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+SHARED = 0.85  # localdiff's threads got less of the processors than this: something else ran beside the measurement
 LLAMA = ("llama.cpp", "llama.cpp plain")  # default, without repacked weights
 BOUND = {"int8": "int8", "f32": "f32"}
 
@@ -47,8 +48,9 @@ def _forwards(result: dict[str, Any]) -> list[str]:
                 if theirs and name
                 else "- | - | - | -"
             )
+            shared = " (shared machine)" if result["clock"] == "wall" and found["processor_share"] < SHARED else ""
             lines.append(
-                f"| {model['model']} | {found['rows']} | {ours['ms']:.1f} | {ours['gops']:.0f} | "
+                f"| {model['model']} | {found['rows']}{shared} | {ours['ms']:.1f} | {ours['gops']:.0f} | "
                 f"{ours['gops'] / bound:.0%} | {peers} |"
             )
     return [*lines, ""]
