@@ -1,4 +1,4 @@
-"""The Python binding against the C header, and the lifetimes and errors of engine.py.
+"""The Python binding against the C header, and the lifetimes and errors of localdiff.engine.
 
 The generated description must be what the generator makes of the header, and every struct must lie in memory as the C
 compiler lays it out. Numbers that the engine computes are tested elsewhere.
@@ -100,11 +100,11 @@ def test_library_and_package_have_one_version() -> None:
 
 def test_constants_are_the_headers() -> None:
     lib = engine.library()
-    assert {f"LD_ATTENTION_{name.upper()}": value for name, value in engine.ATTENTION.items()} == {
+    assert {f"LD_ATTENTION_{name.upper()}": value for name, value in engine.sessions.ATTENTION.items()} == {
         name: getattr(lib, name) for name in dir(lib) if name.startswith("LD_ATTENTION_")
     }
-    assert engine.SCORES == {"raw": lib.LD_SCORE_RAW, "sampled": lib.LD_SCORE_SAMPLED}
-    assert engine.ACCESS == {"map": lib.LD_ACCESS_MAP, "read": lib.LD_ACCESS_READ}
+    assert engine.sessions.SCORES == {"raw": lib.LD_SCORE_RAW, "sampled": lib.LD_SCORE_SAMPLED}
+    assert engine.files.ACCESS == {"map": lib.LD_ACCESS_MAP, "read": lib.LD_ACCESS_READ}
 
 
 def test_kernel_rows_end_with_scalar_which_always_runs() -> None:

@@ -13,9 +13,8 @@ import pytest
 from reference import Reference, kl_divergence, visible_to
 from tiny import SHAPES, VOCAB, hf_logits, tiny_checkpoint
 
-from localdiff import engine
 from localdiff.convert import convert
-from localdiff.engine import EngineModel, File, Request, isa_rows
+from localdiff.engine import EngineModel, File, Request, binding, isa_rows
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {},
@@ -263,8 +262,8 @@ def test_children_are_freed_before_parents_even_in_a_cycle(files: Any, monkeypat
         freed.append(kind.cname)
         release(free, address, kind, parent)
 
-    release = engine._free
-    monkeypatch.setattr(engine, "_free", traced)
+    release = binding._free
+    monkeypatch.setattr(binding, "_free", traced)
     gc.collect()
     freed.clear()
     file = File.open(files("llama"))

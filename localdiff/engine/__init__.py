@@ -1,0 +1,32 @@
+"""The engine as Python objects: files, models, sessions. The only package that touches cffi.
+
+A handle is freed when its last user goes: closing a File under a model, or a model under a session, is safe; using
+the closed object itself is an EngineError. The GIL is released while the engine computes. No signal handler is
+installed: Ctrl-C is noticed when the running call returns; Session.cancel(), from another thread, ends it sooner.
+Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, decoding, any policy.
+"""
+
+from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_version, measure_peak
+from .files import File, Metadata, TensorInfo
+from .models import EngineModel, ModelInfo
+from .sessions import Proposal, Request, Session, Timings
+
+__all__ = [
+    "PACKAGE",
+    "EngineModel",
+    "File",
+    "Float32",
+    "Int32",
+    "Metadata",
+    "ModelInfo",
+    "Peak",
+    "Proposal",
+    "Request",
+    "Session",
+    "TensorInfo",
+    "Timings",
+    "isa_rows",
+    "library",
+    "library_version",
+    "measure_peak",
+]

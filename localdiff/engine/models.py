@@ -1,0 +1,70 @@
+"""Models: weights packed for one kernel row, and what their sessions take."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+
+from .._abi import ffi
+from ..errors import OptionError
+from .binding import Closable, Handle, check, count_of, library, new_struct, text_of
+from .files import File
+from .sessions import Session, session_options
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The shape of a model; weight_bytes is the memory its packed weights take."""
+
+    vocab: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    context_length: int
+    parameters: int
+    weight_bytes: int
+    arch: str
+    isa: str
+
+
+class EngineModel(Closable):
+    """Weights packed for one kernel row; immutable, may be shared between threads."""
+
+    def __init__(self, file: File, isa: str | None = None, threads: int | None = None):
+        lib = library()
+        name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
+        options = new_struct("ld_model_options", threads=count_of("threads", threads), isa=name)
+        out = ffi.new("ld_model **")
+        parent = file._handle.pointer()
+        check(lib.ld_model_open(parent, options, out), invalid=OptionError)
+        self._handle = Handle("model", out[0], lib.ld_model_free, parent)
+
+    @functools.cached_property
+    def info(self) -> ModelInfo:
+        raw = new_struct("ld_model_info")
+        check(library().ld_model_get_info(self._handle.pointer(), raw))
+        values = {field.name: getattr(raw, field.name) for field in fields(ModelInfo)}
+        values.update(arch=text_of(raw.arch), isa=text_of(raw.isa))
+        return ModelInfo(**values)
+
+    def session(
+        self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
+    ) -> Session:
+        """Take the memory of a session: `slots` canvases of `slot_length` positions (default: the context length).
+
+        rows      computed by one call at most (default: slots * slot_length)
+        raises    OptionError for sizes out of range, EngineError where the memory cannot be had
+        """
+        return Session(self, slots, slot_length, rows, threads)
+
+    def plan(
+        self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
+    ) -> int:
+        """Bytes that a session with these sizes would take."""
+        out = ffi.new("uint64_t *")
+        options = session_options(slots, slot_length, rows, threads)
+        check(library().ld_session_plan(self._handle.pointer(), options, out), invalid=OptionError)
+        return int(out[0])
