@@ -62,14 +62,21 @@ void require(bool good, const char* message) {
   if (!good) throw Error(LD_INVALID, message);
 }
 
+// The size that a caller says its struct has.
+template <class Struct>
+uint32_t size_of(const char* name, const Struct& from) {
+  const uint32_t size = from.struct_size;
+  if (size < sizeof(uint32_t) || size > 4096)
+    throw Error(LD_INVALID, text("%s.struct_size is %u, expected sizeof(%s) = %zu", name, size, name, sizeof(Struct)));
+  return size;
+}
+
 // The struct of a caller that may be older (shorter, the rest is zero) or newer (longer, the extra bytes must be zero).
 template <class Struct>
 Struct read_struct(const char* name, const Struct* from) {
   Struct to{};
   if (from == nullptr) return to;
-  const uint32_t size = from->struct_size;
-  if (size < sizeof(uint32_t) || size > 4096)
-    throw Error(LD_INVALID, text("%s.struct_size is %u, expected sizeof(%s) = %zu", name, size, name, sizeof(Struct)));
+  const uint32_t size = size_of(name, *from);
   memcpy(&to, from, std::min<size_t>(size, sizeof(Struct)));
   const auto* bytes = reinterpret_cast<const unsigned char*>(from);
   if (std::any_of(bytes + std::min<size_t>(size, sizeof(Struct)), bytes + size, [](unsigned char b) { return b != 0; }))
@@ -80,9 +87,7 @@ Struct read_struct(const char* name, const Struct* from) {
 template <class Struct>
 void write_struct(const char* name, Struct from, Struct* to) {
   require(to != nullptr, "the result pointer is NULL");
-  const uint32_t size = to->struct_size;
-  if (size < sizeof(uint32_t) || size > 4096)
-    throw Error(LD_INVALID, text("%s.struct_size is %u, expected sizeof(%s) = %zu", name, size, name, sizeof(Struct)));
+  const uint32_t size = size_of(name, *to);
   from.struct_size = size;
   memcpy(to, &from, std::min<size_t>(size, sizeof(Struct)));
 }
