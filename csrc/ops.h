@@ -97,7 +97,6 @@ struct Sampling {
 
 // One scored row and where its results go (host memory, each may be null).
 struct ScoreRow {
-  int32_t row;       // of the x buffer
   int32_t position;  // the position being predicted: with seed and step the key of the random numbers
   const Sampling* sampling;
   int32_t* token;
@@ -145,10 +144,11 @@ struct Ops {
   // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head; out at stride heads * head_dim. float32 softmax.
   void (*attention)(Context*, int layer, const float* qkv, int stride, const RowInfo*, int rows, float scale,
                     float* out);
-  // Scores rows of norm(x) against the head. Returns the index of the first row whose logits are not finite, or -1.
+  // Scores rows of the input against the head; score[r] is its row r. Returns the index of the first row whose logits
+  // are not finite, or -1.
   int (*propose)(Context*, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow*, int rows);
-  // Raw logits of the same rows to host memory [rows, vocab].
-  void (*logits)(Context*, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out);
+  // Raw logits of the same rows to host memory [rows, vocab]; returns as propose does.
+  int (*logits)(Context*, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out);
 };
 
 const Ops& cpu_ops();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "error.h"
 
@@ -181,8 +180,8 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
       throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
                                    index, position, source_of(canvas, position)));
     auto at = [&](auto* results, size_t width) { return results == nullptr ? nullptr : results + i * width; };
-    score_.push_back({row, position, &sampling_.back(), at(canvas.token, 1), at(canvas.probability, 1),
-                      at(canvas.margin, 1), at(canvas.entropy, 1), at(canvas.alternative_token, canvas.alternatives),
+    score_.push_back({position, &sampling_.back(), at(canvas.token, 1), at(canvas.probability, 1), at(canvas.margin, 1),
+                      at(canvas.entropy, 1), at(canvas.alternative_token, canvas.alternatives),
                       at(canvas.alternative_probability, canvas.alternatives)});
     pick_.push_back(row);
   }
@@ -223,11 +222,10 @@ void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
   const Linear& head = model_.head();
-  const size_t vocab = model_.config().vocab;
-  model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
+  const int bad =
+      model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  for (size_t i = 0; i < score_.size() * vocab; i++)
-    if (!std::isfinite(out[i])) refuse_non_finite(score_[i / vocab]);
+  if (bad >= 0) refuse_non_finite(score_[bad]);
 }
 
 }  // namespace ld

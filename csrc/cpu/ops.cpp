@@ -220,8 +220,9 @@ int propose(Context* context, const LinearInput& input, const Weight* head, cons
                                       rows);
 }
 
-void logits(Context* context, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
-  context->layout.head.logits(*context->row, context->pool, &context->linear, input, *head->matrix, bias, rows, out);
+int logits(Context* context, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
+  return context->layout.head.logits(*context->row, context->pool, &context->linear, input, *head->matrix, bias, rows,
+                                     out);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <cmath>
 
 namespace ld {
 namespace {
@@ -11,6 +12,12 @@ constexpr int kPanelsPerTask = 4;
 
 void add_bias(const float* bias, int n, float* x) {
   for (int i = 0; bias && i < n; ++i) x[i] += bias[i];
+}
+
+bool all_finite(const float* x, int n) {
+  bool finite = true;
+  for (int i = 0; i < n; ++i) finite &= std::isfinite(x[i]);
+  return finite;
 }
 
 }  // namespace
@@ -28,8 +35,9 @@ Head::Head(Arena* arena, int vocab, int rows, int threads) : blocks_(logit_block
 }
 
 template <class Consume>
-void Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                        const PackedMatrix& weight, int rows, const Consume& consume) {
+int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                       const PackedMatrix& weight, int rows, const Consume& consume) {
+  std::atomic<int> bad{INT_MAX};
   const bool integer = weight.traits().integer;
   const int panel = weight.kernels().panel;
   for (int slab = 0; slab < rows; slab += slab_) {
@@ -42,33 +50,36 @@ void Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* lin
         const int panel0 = task * kPanelsPerTask, panel1 = std::min(panel0 + kPanelsPerTask, weight.panels());
         multiply_panels(weight, *linear, thread, panel0, panel1, first, last, logits_ + panel0 * panel, stride_);
       });
-      pool.parallel(last - first, [&](int r, int thread) { consume(slab + first + r, logits_ + r * stride_, thread); });
+      pool.parallel(last - first, [&](int r, int thread) {
+        const int row = slab + first + r;
+        if (consume(row, logits_ + r * stride_, thread)) return;
+        int lowest = bad.load(std::memory_order_relaxed);
+        while (row < lowest && !bad.compare_exchange_weak(lowest, row, std::memory_order_relaxed)) {
+        }
+      });
     }
   }
-}
-
-int Head::propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                  const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows) {
-  std::atomic<int> bad{INT_MAX};
-  for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int thread) {
-    add_bias(bias, weight.n(), x);
-    const LogitScratch scratch = {e_ + static_cast<ptrdiff_t>(thread) * blocks_ * kLogitBlock,
-                                  block_max_ + static_cast<ptrdiff_t>(thread) * blocks_,
-                                  block_sum_ + static_cast<ptrdiff_t>(thread) * blocks_};
-    if (score_row(*kernels.vector, x, weight.n(), score[row], scratch)) return;
-    int lowest = bad.load(std::memory_order_relaxed);
-    while (row < lowest && !bad.compare_exchange_weak(lowest, row, std::memory_order_relaxed)) {
-    }
-  });
   const int lowest = bad.load(std::memory_order_relaxed);
   return lowest == INT_MAX ? -1 : lowest;
 }
 
-void Head::logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                  const PackedMatrix& weight, const float* bias, int rows, float* out) {
-  for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int) {
+int Head::propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                  const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows) {
+  return for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int thread) {
+    add_bias(bias, weight.n(), x);
+    const LogitScratch scratch = {e_ + static_cast<ptrdiff_t>(thread) * blocks_ * kLogitBlock,
+                                  block_max_ + static_cast<ptrdiff_t>(thread) * blocks_,
+                                  block_sum_ + static_cast<ptrdiff_t>(thread) * blocks_};
+    return score_row(*kernels.vector, x, weight.n(), score[row], scratch);
+  });
+}
+
+int Head::logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                 const PackedMatrix& weight, const float* bias, int rows, float* out) {
+  return for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int) {
     add_bias(bias, weight.n(), x);
     std::copy(x, x + weight.n(), out + static_cast<ptrdiff_t>(row) * weight.n());
+    return all_finite(x, weight.n());
   });
 }
 

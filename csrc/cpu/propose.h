@@ -20,14 +20,15 @@ class Head {
   // See Ops::propose and Ops::logits.
   int propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
               const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows);
-  void logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-              const PackedMatrix& weight, const float* bias, int rows, float* out);
+  int logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+             const PackedMatrix& weight, const float* bias, int rows, float* out);
 
  private:
-  // Calls consume(row, logits [vocab, without bias], thread) for every row, in parallel.
+  // Calls consume(row, logits [vocab, without bias], thread) for every row, in parallel. Returns the first row for which
+  // it is false, which means logits that are not finite, or -1.
   template <class Consume>
-  void for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                    const PackedMatrix& weight, int rows, const Consume& consume);
+  int for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
+                   const PackedMatrix& weight, int rows, const Consume& consume);
 
   int slab_;                            // rows prepared at a time
   int chunk_;                           // rows whose logits are held
