@@ -82,6 +82,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def sleeps(self) -> bool:
+        """Whether the process waits for something, such as a key."""
+        status = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return status[status.rindex(")") + 2] == "S"  # proc(5): the state follows the name
+
     def finish(self) -> int:
         self.read()
         os.close(self._master)
@@ -191,8 +196,8 @@ def test_ctrl_c_keeps_the_text_and_ends_with_130(model: Path) -> None:
 
 def test_ctrl_c_at_the_prompt_is_clean(model: Path) -> None:
     terminal = Terminal("run", model)
-    terminal.read(until=lambda: "> " in terminal.raw)
-    time.sleep(0.5)  # Python's readline misses a signal between the prompt it prints and the wait for keys after it
+    # Python's readline misses a signal between the prompt it prints and the wait for keys after it.
+    terminal.read(until=lambda: "> " in terminal.raw and terminal.sleeps())
     terminal.type("\x03")
     assert terminal.finish() == 130
     assert "Traceback" not in terminal.joined()
