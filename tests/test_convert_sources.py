@@ -271,12 +271,7 @@ def test_damaged_and_foreign_files(checkpoint: Path, tmp_path: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), "holds a list, expected a JSON object"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds a LoRA adapter"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 90), "is not a whole safetensors file"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}'),
-            "names the shard '../x', which is not in the folder",
-        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 90), "is not a safetensors file"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json; name the tokenizer's file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "is not a tokenizer.json"),
         (lambda folder: (folder / "localdiff.json").write_text("{}"), "the diffusion record has no mask_token"),
@@ -298,7 +293,7 @@ def test_torch_files_that_need_code_are_refused(checkpoint: Path, tmp_path: Path
     shutil.copytree(checkpoint, folder)
     (folder / "model.safetensors").unlink()
     torch.save({"hook": pytest.raises}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelFileError, match="cannot be read safely"):
+    with pytest.raises(ModelFileError, match="asks for '_pytest.raises.raises'"):
         convert(folder, tmp_path / "out.gguf")
 
 

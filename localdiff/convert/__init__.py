@@ -1,9 +1,10 @@
 """Conversion of checkpoints to GGUF files with their diffusion record.
 
-driver.py      convert(): the order of work     families.py    the table of families; family.py what a family states
-checkpoint.py  where tensors are read from      vocabulary.py  tokenizers as metadata
-storage.py     weight types and encoding        writing.py     the GGUF file, streamed and validated
-llama2c.py     llama2.c checkpoints             rope.py        row orders of Q and K
+driver.py       convert(): the order of work   families.py    the table of families; family.py what a family states
+checkpoint.py   folders, shards, names         tensors.py     tensors whose values are read on demand
+safetensors_file.py, torch_file.py, llama2c.py the files; pickled.py pickles as data
+storage.py      weight types and encoding      vocabulary.py  tokenizers as metadata
+writing.py      GGUF, streamed and validated   rope.py        row orders of Q and K
 """
 
 from .driver import ConvertReport, convert

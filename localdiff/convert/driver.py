@@ -22,10 +22,11 @@ import numpy.typing as npt
 
 from ..errors import ModelFileError, OptionError
 from ..spec import RECORD_FILE, DiffusionSpec, resolve
-from .checkpoint import Checkpoint, TensorSource, open_folder, open_llama2c
+from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family
 from .family import Config, Description, Family, Row, Sizes, transpose
 from .storage import StorageType, choose_type, encode, find_type, stored_bytes
+from .tensors import TensorSource
 from .vocabulary import load_tokenizer, vocabulary_metadata
 from .writing import PlannedTensor, Progress, Typed, open_gguf, write_gguf
 
