@@ -17,7 +17,7 @@ BLOCKS = 1_000_000 if os.environ.get("LOCALDIFF_LONG") else 100_000
 CHUNK = 25_000
 HALVES = {  # offsets of the half-precision scales within a block
     T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
-    T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208], T.IQ4_NL: [0], T.IQ4_XS: [0],
 }  # fmt: skip
 SPECIAL = np.array(
     # zeros, smallest, largest and other denormals, smallest and largest normals, infinities, NaNs (quiet, signalling)
@@ -52,7 +52,7 @@ def test_table_equals_the_gguf_package() -> None:
     never_stored = {T.Q8_1, T.Q8_K}
     assert found == {int(t): (t.name, *GGML_QUANT_SIZES[t]) for t in T if t not in never_stored}
     decodable = {int(row[0]) for row in rows if row[4] == "1"}
-    assert decodable == {int(t) for t in [*HALVES, T.F32, T.F16, T.BF16]}
+    assert decodable == {int(t) for t in [*HALVES, T.MXFP4, T.F32, T.F16, T.BF16]}
 
 
 @pytest.mark.parametrize("kind", HALVES, ids=lambda kind: kind.name)
@@ -70,6 +70,22 @@ def test_random_blocks(kind: T) -> None:
         assert np.array_equal(finite, np.isfinite(scales).all(axis=0))
         infinite += int((finite == 0).sum())
     assert infinite > BLOCKS / 100
+
+
+def test_mxfp4() -> None:
+    rng = np.random.default_rng(int(T.MXFP4))
+    blocks = rng.integers(0, 256, (BLOCKS, 17), dtype=np.uint8)
+    blocks[: 256 * 256, 0] = np.repeat(np.arange(256), 256)  # every exponent with every pair of values
+    blocks[: 256 * 256, 1] = np.tile(np.arange(256), 256)
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(blocks, T.MXFP4).ravel()
+    assert_same_bits(decode(T.MXFP4, blocks), expected)
+    finite = np.frombuffer(tool("quant_tool", "finite", int(T.MXFP4), stdin=blocks.tobytes()).stdout, np.uint8)
+    largest = np.full((256, 17), 0x77, np.uint8)  # all values 12
+    largest[:, 0] = np.arange(256)
+    with np.errstate(over="ignore"):
+        holds = np.isfinite(gguf.quants.dequantize(largest, T.MXFP4)).all(axis=1)
+    assert np.array_equal(finite, holds[blocks[:, 0]])
 
 
 @pytest.mark.parametrize("kind", [T.F16, T.BF16], ids=lambda kind: kind.name)

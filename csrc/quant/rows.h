@@ -22,9 +22,14 @@ LD_QUANT_ROW(q4_1);
 LD_QUANT_ROW(q5_0);
 LD_QUANT_ROW(q5_1);
 LD_QUANT_ROW(q8_0);
+LD_QUANT_ROW(q2_k);
+LD_QUANT_ROW(q3_k);
 LD_QUANT_ROW(q4_k);
 LD_QUANT_ROW(q5_k);
 LD_QUANT_ROW(q6_k);
+LD_QUANT_ROW(iq4_nl);
+LD_QUANT_ROW(iq4_xs);
+LD_QUANT_ROW(mxfp4);
 #undef LD_QUANT_ROW
 
 static inline uint16_t load_u16(const uint8_t* at) {

@@ -67,6 +67,31 @@ TEST(blocks_by_hand) {
   CHECK_EQ(q6_k[212], 2.0f * -3 * (9 + 48 - 32));
   CHECK_EQ(q6_k[213], 2.0f * -3 * -32);
   CHECK_EQ(q6_k[0], 0.0f);
+  // Group 9: scale 3, minimum 5. Value 128 + 32 + 4 + 16 = 180 is bits 2-3 of byte 32 + 20.
+  auto q2_k = decode(TensorType::q2_k, block(84, {{11, 0x53}, {16 + 52, 2 << 2}, {81, 0x40}, {83, 0x3c}}));
+  CHECK_EQ(q2_k[180], 2.0f * 3 * 2 - 5);
+  CHECK_EQ(q2_k[181], -5.0f);
+  CHECK_EQ(q2_k[0], 0.0f);
+  // Group 13: scale 7 + 16 * 3, its bits in the high half of byte 5 and bits 6-7 of byte 9. Value 220 = 128 + 64 + 28 is
+  // bits 4-5 of byte 32 + 28 and bit 6 of byte 28 of the third bits.
+  auto q3_k = decode(TensorType::q3_k,
+                     block(110, {{28, 1 << 6}, {32 + 60, 3 << 4}, {96 + 5, 0x70}, {96 + 9, 3 << 6}, {109, 0x40}}));
+  CHECK_EQ(q3_k[220], 2.0f * (55 - 32) * 3);
+  CHECK_EQ(q3_k[221], 2.0f * (55 - 32) * -4);
+  CHECK_EQ(q3_k[0], 2.0f * -32 * -4);
+  auto iq4_nl = decode(TensorType::iq4_nl, block(18, {{1, 0x40}, {2, 0xf1}}));
+  CHECK_EQ(iq4_nl[0], 2.0f * -104);
+  CHECK_EQ(iq4_nl[16], 2.0f * 113);
+  CHECK_EQ(iq4_nl[1], 2.0f * -127);
+  // Group 3: scale 9 + 16 * 2.
+  auto iq4_xs = decode(TensorType::iq4_xs, block(136, {{1, 0x40}, {2, 2 << 6}, {4 + 1, 0x90}, {8 + 48, 0x80}}));
+  CHECK_EQ(iq4_xs[3 * 32], 2.0f * (41 - 32) * -127);
+  CHECK_EQ(iq4_xs[3 * 32 + 16], 2.0f * (41 - 32) * 1);
+  CHECK_EQ(iq4_xs[0], 2.0f * -32 * -127);
+  auto mxfp4 = decode(TensorType::mxfp4, block(17, {{0, 128}, {1, 0xf5}}));
+  CHECK_EQ(mxfp4[0], 6.0f);
+  CHECK_EQ(mxfp4[16], -12.0f);
+  CHECK_EQ(decode(TensorType::mxfp4, block(17, {{0, 0}, {1, 1}}))[0], 0x1p-128f);
   CHECK_EQ(decode(TensorType::f32, {0, 0, 0x80, 0xbf})[0], -1.0f);
   CHECK_EQ(decode(TensorType::f16, {0, 0xb8})[0], -0.5f);
   CHECK_EQ(decode(TensorType::bf16, {0x80, 0xbf})[0], -1.0f);
@@ -91,8 +116,9 @@ TEST(halves) {
 }
 
 TEST(damaged_scales) {
-  for (TensorType type : {TensorType::f16, TensorType::q4_0, TensorType::q4_1, TensorType::q5_0, TensorType::q5_1,
-                          TensorType::q8_0, TensorType::q4_k, TensorType::q5_k}) {
+  for (TensorType type :
+       {TensorType::f16, TensorType::q4_0, TensorType::q4_1, TensorType::q5_0, TensorType::q5_1, TensorType::q8_0,
+        TensorType::q4_k, TensorType::q5_k, TensorType::iq4_nl, TensorType::iq4_xs}) {
     const TypeTraits& row = *type_traits(static_cast<int32_t>(type));
     std::vector<uint8_t> blocks(3 * row.block_bytes);
     CHECK(row.finite(blocks.data(), 3 * row.block));
