@@ -10,6 +10,7 @@
 #include "error.h"
 #include "localdiff.h"
 #include "model.h"
+#include "quant/quantize.h"
 #include "session.h"
 
 #ifndef LD_VERSION
@@ -218,6 +219,29 @@ ld_status ld_gguf_decode(const ld_gguf* file, uint64_t index, uint64_t first, ui
                                    (unsigned long long)rows, (unsigned long long)tensor.rows()));
     const size_t row_bytes = tensor.columns() / tensor.type->block * tensor.type->block_bytes;
     tensor.type->decode(tensor.data.data() + first * row_bytes, out, rows * tensor.columns());
+  });
+}
+
+int32_t ld_quantize_supported(int32_t type) {
+  const ld::TypeTraits* traits = ld::type_traits(type);
+  return traits != nullptr && ld::can_quantize(traits->type) ? 1 : 0;
+}
+
+ld_status ld_quantize_rows(int32_t type, const float* from, uint64_t rows, uint64_t columns,
+                           const ld_quantize_options* options, void* out, uint64_t out_bytes) {
+  return guard([&] {
+    const ld_quantize_options o = read_struct("ld_quantize_options", options);
+    require(from != nullptr && out != nullptr, "from or out is NULL");
+    require(o.threads >= 0 && o.threads <= 1024, "threads must be 0 to 1024");
+    const ld::TypeTraits* traits = ld::type_traits(type);
+    if (traits == nullptr) throw Error(LD_INVALID, text("tensor type %d does not exist", type));
+    require(columns < (1ull << 46) && rows < (1ull << 46) / (columns + 1), "rows * columns is out of range");
+    const uint64_t bytes = rows * (columns / traits->block) * traits->block_bytes;
+    if (out_bytes != bytes)
+      throw Error(LD_INVALID,
+                  text("out_bytes is %llu, expected %llu", (unsigned long long)out_bytes, (unsigned long long)bytes));
+    ld::Pool pool(o.threads);
+    ld::quantize_rows(*traits, from, rows, columns, o.importance, pool, static_cast<uint8_t*>(out));
   });
 }
 

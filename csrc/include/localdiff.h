@@ -91,6 +91,20 @@ LD_API ld_status ld_gguf_tensor(const ld_gguf *file, uint64_t index, ld_tensor *
 /* Decodes `rows` rows of tensor `index` from row `first` to float32; out holds rows * dims[0] values. */
 LD_API ld_status ld_gguf_decode(const ld_gguf *file, uint64_t index, uint64_t first, uint64_t rows, float *out);
 
+/* ---- quantiser ---- */
+typedef struct ld_quantize_options {
+  uint32_t struct_size;
+  int32_t threads;          /* 0 = all the process may use */
+  const float *importance;  /* [columns] cost of a squared error in each column, not negative; NULL = all alike */
+} ld_quantize_options;
+
+/* Whether ld_quantize_rows writes a GGML tensor type: 1 or 0. */
+LD_API int32_t ld_quantize_supported(int32_t type);
+/* Writes float32 values [rows][columns] as blocks of a tensor type. out_bytes, the room at out, must be exactly what
+ * they take. The bytes do not depend on threads, processor or how rows are divided over calls. */
+LD_API ld_status ld_quantize_rows(int32_t type, const float *from, uint64_t rows, uint64_t columns,
+                                  const ld_quantize_options *options, void *out, uint64_t out_bytes);
+
 /* ---- models ---- */
 typedef struct ld_model ld_model;
 

@@ -9,6 +9,7 @@ Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, deco
 from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_version, measure_peak
 from .files import File, Metadata, TensorInfo
 from .models import EngineModel, ModelInfo
+from .quantiser import can_quantize, quantize
 from .sessions import Proposal, Request, Session, Timings
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "Session",
     "TensorInfo",
     "Timings",
+    "can_quantize",
     "isa_rows",
     "library",
     "library_version",
     "measure_peak",
+    "quantize",
 ]

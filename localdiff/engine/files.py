@@ -128,13 +128,21 @@ class File(Closable):
     def _tensor_by_name(self) -> dict[str, TensorInfo]:
         return {tensor.name: tensor for tensor in self.tensors}
 
-    def decode(self, name: str) -> Float32:
-        """The tensor's values as float32 in its shape. Raises ModelFileError where it does not exist."""
-        handle = self._handle.pointer()
+    def tensor(self, name: str) -> TensorInfo:
+        """What the file says of a tensor. Raises ModelFileError where it does not exist."""
         if name not in self._tensor_by_name:
             raise ModelFileError(f"{self.path}: there is no tensor '{name}' among its {len(self.tensors)}")
-        tensor = self._tensor_by_name[name]
-        out = np.empty(tensor.shape, np.float32)
-        rows = out.size // tensor.shape[-1] if tensor.shape else 1
-        check(library().ld_gguf_decode(handle, tensor.index, 0, rows, ffi.cast("float *", out.ctypes.data)))
+        return self._tensor_by_name[name]
+
+    def decode(self, name: str) -> Float32:
+        """The tensor's values as float32 in its shape. Raises ModelFileError where it does not exist."""
+        shape = self.tensor(name).shape
+        return self.decode_rows(name, 0, int(np.prod(shape[:-1], dtype=np.int64))).reshape(shape)
+
+    def decode_rows(self, name: str, first: int, rows: int) -> Float32:
+        """float32 [rows, columns]: rows of a tensor, all its dimensions but the last counted as one."""
+        tensor = self.tensor(name)
+        out = np.empty((rows, tensor.shape[-1]), np.float32)
+        pointer = ffi.cast("float *", out.ctypes.data)
+        check(library().ld_gguf_decode(self._handle.pointer(), tensor.index, first, rows, pointer))
         return out

@@ -1,0 +1,17 @@
+// The encoders for AVX-512. Compiled with its flags; nothing here may run before the processor is known to have it.
+#include <cstring>
+
+#include "codebook.h"
+#include "encode.h"
+#include "half.h"
+
+namespace ld::quant {
+namespace {
+
+#include "encode.inl"
+
+}  // namespace
+
+const EncoderTable encoders_avx512_vnni = {kEncoders, sizeof kEncoders / sizeof *kEncoders};
+
+}  // namespace ld::quant
