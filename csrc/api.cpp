@@ -250,8 +250,10 @@ ld_status ld_model_open(const ld_gguf* file, const ld_model_options* options, ld
     require(file != nullptr && out != nullptr, "file or the result pointer is NULL");
     const ld_model_options o = read_struct("ld_model_options", options);
     require(o.threads >= 0 && o.threads <= 1024, "threads must be 0 to 1024");
+    require(o.plan == 0 || o.plan == 1, "plan must be 0 or 1");
     auto model = std::make_unique<ld_model>();
-    model->model = std::make_unique<ld::Model>(*file->file, ld::cpu_ops(), ld::DeviceOptions{o.isa, o.threads});
+    model->model =
+        std::make_unique<ld::Model>(*file->file, ld::cpu_ops(), ld::DeviceOptions{o.isa, o.threads, o.plan != 0});
     *out = model.release();
   });
 }
@@ -268,6 +270,15 @@ ld_status ld_model_get_info(const ld_model* model, ld_model_info* out) {
         {0, c.vocab, c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim, c.context_length, m.parameters(),
          m.weight_bytes(), c.arch.c_str(), m.ops().isa(m.device())},
         out);
+  });
+}
+
+ld_status ld_model_get_memory(const ld_model* model, ld_model_memory* out) {
+  return guard([&] {
+    require(model != nullptr, "model is NULL");
+    const ld::Model& m = *model->model;
+    const ld::Footprint f = m.ops().footprint(m.device());
+    write_struct<ld_model_memory>("ld_model_memory", {0, 0, f.weights, f.tables, f.packing}, out);
   });
 }
 

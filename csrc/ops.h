@@ -19,8 +19,9 @@ struct Weight;   // a matrix in the device's own layout
 struct Context;  // a session's state on the device: threads, buffers, KV state, scratch
 
 struct DeviceOptions {
-  const char* isa;  // kernel row by name, null = best
-  int threads;      // 0 = all that the process may use
+  const char* isa;    // kernel row by name, null = best
+  int threads;        // 0 = all that the process may use
+  bool plan = false;  // weights are counted, not packed; the device can tell sizes and nothing else
 };
 
 // How a matrix is used: rows looked up by token or position, or multiplied with activations.
@@ -107,6 +108,13 @@ struct ScoreRow {
   float* alternative_probability;
 };
 
+// What the weights of a device take, bytes.
+struct Footprint {
+  size_t weights;  // pages of packed matrices
+  size_t tables;   // gather weights: they stay in the file, and the pages of rows that are looked up come into memory
+  size_t packing;  // the most that was there at one time: packed matrices and the file's bytes of the one being packed
+};
+
 // What the machine can do at best, all threads together.
 struct Peak {
   int threads;
@@ -126,6 +134,7 @@ struct Ops {
   Weight* (*pack)(Device*, const Tensor&, Use);
   void (*release)(Weight*);
   size_t (*weight_bytes)(const Weight*);                  // memory of its own
+  Footprint (*footprint)(const Device*);                  // of all that pack() made so far
   float* (*upload)(Device*, const float*, size_t count);  // small vectors: norms, biases, frequencies
   void (*release_vector)(float*);
 

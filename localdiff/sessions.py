@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _GRAIN = 64  # slot lengths are multiples of this, so that slightly longer prompts do not need a new session
 
 
+def rounded_length(length: int, context_length: int) -> int:
+    """The slot length of a session that is asked for `length` positions."""
+    return min(-(-length // _GRAIN) * _GRAIN, max(length, context_length))
+
+
 @dataclass
 class _Kept:
     session: Session
@@ -76,7 +81,7 @@ class SessionPool:
                     small = self._free.pop()
                     slots, length = max(slots, small.slots), max(length, small.length)
                     small.session.close()
-                rounded = min(-(-length // _GRAIN) * _GRAIN, max(length, self._engine.info.context_length))
+                rounded = rounded_length(length, self._engine.info.context_length)
                 session = self._engine.session(slots=slots, slot_length=rounded, threads=self._threads)
                 kept = _Kept(session, slots, rounded)
             self._lent.append(kept)

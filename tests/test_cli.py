@@ -178,8 +178,10 @@ def test_info_never_sends_a_files_control_characters_to_the_terminal(folder: Pat
 
 def test_plan_adds_up(model: Path) -> None:
     facts = json.loads(localdiff("plan", model, "-n", 32, "--json").stdout)
-    assert facts["canvas"] == 32
-    assert 0 < facts["weight_bytes"] < facts["total_bytes"] == facts["weight_bytes"] + facts["session_bytes"]
+    assert (facts["length"], facts["batch"]) == (32, 1)
+    assert min(facts[part] for part in ("weights", "session", "tables", "process")) > 0
+    assert facts["total"] == facts["weights"] + facts["session"] + facts["tables"] + facts["process"]
+    assert "largest resident set" in localdiff("plan", model).stdout
 
 
 def test_doctor_names_the_best_row_and_the_flags_of_c_programs() -> None:
@@ -283,6 +285,9 @@ def test_wrong_usage_is_refused_in_one_sentence(model: Path, tmp_path: Path, arg
         (["run", "absent.bin", "hello"], 2),
         (["plan", "tiny.gguf", "-n", "65"], 2),
         (["plan", "tiny.gguf", "-n", "0"], 2),
+        (["plan", "tiny.gguf", "--batch", "0"], 2),
+        (["plan", "tiny.gguf", "--threads", "0"], 2),
+        (["plan", "tiny.gguf", "--isa", "avx9"], 2),
         (["info"], 2),
         (["convert", "absent", "-o", "out.gguf"], 1),
         (["convert", "plain.gguf"], 2),

@@ -4,22 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf.quants
 import numpy as np
 from text_metadata import tiny_bpe
 
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
 
 
-def write_tiny(path: Path, *, record: bool = True, arch: str = "llama", context: int = 64, **metadata: Any) -> Path:
-    """Write a model of 1 layer, 32 wide; record: with a diffusion record whose mask is the tokenizer's."""
-    dim, ffn, heads = 32, 64, 2
+def write_tiny(
+    path: Path, *, record: bool = True, arch: str = "llama", context: int = 64, dim: int = 32, layers: int = 1,
+    kind: str = "F32", **metadata: Any,
+) -> Path:  # fmt: skip
+    """Write a model with matrices of one type; record: with a diffusion record whose mask is the tokenizer's."""
+    ffn, heads = 2 * dim, 2
     text = tiny_bpe(**metadata)
     vocab = len(text["tokenizer.ggml.tokens"])
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("tiny")
     writer.add_context_length(context)
     writer.add_embedding_length(dim)
-    writer.add_block_count(1)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(ffn)
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads)
@@ -40,10 +44,14 @@ def write_tiny(path: Path, *, record: bool = True, arch: str = "llama", context:
         "attn_output": (dim, dim), "ffn_norm": (dim,), "ffn_gate": (ffn, dim), "ffn_up": (ffn, dim),
         "ffn_down": (dim, ffn),
     }.items():  # fmt: skip
-        shapes[f"blk.0.{name}.weight"] = shape
+        shapes.update({f"blk.{layer}.{name}.weight": shape for layer in range(layers)})
+    matrices = gguf.GGMLQuantizationType[kind]
     for name, shape in shapes.items():
-        values = draw(shape).astype(np.float32) * np.float32(0.3)
-        writer.add_tensor(name, values + 1 if len(shape) == 1 else values)
+        values = draw(shape, np.float32) * np.float32(0.3)
+        if len(shape) == 1:
+            writer.add_tensor(name, values + 1)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, matrices), raw_dtype=matrices)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -59,17 +59,25 @@ size_t record_bytes(const PackedTraits& traits, int panel);
 // has them. A piece lives as long as any part of it; what is taken is zero. For one thread at a time.
 class PackedMemory {
  public:
+  // Where `counts_only`, what is taken is counted, not had: take() gives null.
+  explicit PackedMemory(bool counts_only = false) : counts_only_(counts_only) {}
+
   std::shared_ptr<uint8_t> take(size_t bytes);  // Throws Error(LD_MEMORY)
+  bool counts_only() const { return counts_only_; }
+  size_t resident() const;  // bytes of the pages that what was taken lies on
 
  private:
+  bool counts_only_;
   std::shared_ptr<uint8_t> slab_;
-  size_t size_ = 0, used_ = 0;
+  size_t size_ = 0, used_ = 0;  // of the present piece
+  size_t before_ = 0;           // resident in earlier pieces
 };
 
 class PackedMatrix {
  public:
   // Repacks a matrix of the file for a kernel row, on all threads of the pool. Throws Error(LD_FILE) naming the tensor
-  // for a scale or float that is not finite, or a type that cannot be run, Error(LD_MEMORY).
+  // for a scale or float that is not finite, or a type that cannot be run, Error(LD_MEMORY). With memory that only counts,
+  // the matrix has its shape and size but no weights, and the tensor's bytes are not read.
   static PackedMatrix* pack(const KernelRow& row, const Tensor& tensor, Pool& pool, PackedMemory* memory);
   PackedMatrix(const PackedMatrix&) = delete;
   PackedMatrix& operator=(const PackedMatrix&) = delete;

@@ -22,6 +22,7 @@ struct Device {
   const KernelRow* row;
   Pool pool;  // packs weights
   PackedMemory weights;
+  Footprint footprint{};
 };
 
 struct Weight {
@@ -117,7 +118,7 @@ const KernelRow* find_row(const char* isa) {
 
 Device* open(const DeviceOptions& options) {
   const KernelRow* row = find_row(options.isa);
-  return new Device{row, Pool(options.threads), {}};
+  return new Device{row, Pool(options.plan ? 1 : options.threads), PackedMemory(options.plan)};
 }
 
 void close(Device* device) { delete device; }
@@ -133,12 +134,17 @@ Peak measure_peak(Device* device, double seconds) {
 
 Weight* pack(Device* device, const Tensor& tensor, Use use) {
   auto weight = std::make_unique<Weight>();
+  Footprint& footprint = device->footprint;
   weight->table = tensor;
   if (use == Use::multiply) {
     weight->matrix.reset(PackedMatrix::pack(*device->row, tensor, device->pool, &device->weights));
+    footprint.weights = device->weights.resident();
+    footprint.packing = std::max(footprint.packing, footprint.weights + tensor.data.size());
   } else if (!tensor.type->decode || tensor.type->block > kLargestBlock) {
     throw Error(LD_FILE, text("%.*s: type %s is not supported yet", static_cast<int>(tensor.name.size()),
                               tensor.name.data(), tensor.type->name));
+  } else {
+    footprint.tables += tensor.data.size();
   }
   return weight.release();
 }
@@ -146,6 +152,8 @@ Weight* pack(Device* device, const Tensor& tensor, Use use) {
 void release(Weight* weight) { delete weight; }
 
 size_t weight_bytes(const Weight* weight) { return weight->matrix ? weight->matrix->bytes() : 0; }
+
+Footprint footprint(const Device* device) { return device->footprint; }
 
 constexpr std::align_val_t kVectorAlign{64};
 
@@ -162,7 +170,12 @@ size_t plan(const Device*, const ContextShape& shape) {
   return layout_bytes(shape, threads_of(shape)) + sizeof(Context);
 }
 
-Context* create(Device* device, const ContextShape& shape) { return new Context(device->row, shape); }
+Context* create(Device* device, const ContextShape& shape) {
+  if (device->weights.counts_only()) {
+    throw Error(LD_INVALID, "the model was opened to plan its memory; open it without that to compute");
+  }
+  return new Context(device->row, shape);
+}
 
 void destroy(Context* context) { delete context; }
 
@@ -228,9 +241,9 @@ int logits(Context* context, const LinearInput& input, int rows, const Weight* h
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",        open,   close,          isa,      measure_peak, pack,    release,
-                          weight_bytes, upload, release_vector, plan,     create,       destroy, buffer,
-                          threads,      embed,  linear,         store_kv, attention,    propose, logits};
+  static const Ops ops = {"cpu",     open,   close,          isa,       measure_peak, pack,    release, weight_bytes,
+                          footprint, upload, release_vector, plan,      create,       destroy, buffer,  threads,
+                          embed,     linear, store_kv,       attention, propose,      logits};
   return ops;
 }
 

@@ -62,26 +62,35 @@ int64_t pack_panel(const Repack& repack, const TypeTraits& type, int panel, cons
   return -1;
 }
 
+std::shared_ptr<uint8_t> map_slab(size_t size) {
+  const size_t mapped = size + kLargePage;
+  void* got = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (got == MAP_FAILED) throw Error(LD_MEMORY, text("%zu bytes of memory could not be had", size));
+  const auto aligned = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(got), kLargePage));
+#ifdef MADV_HUGEPAGE
+  madvise(aligned, size, MADV_HUGEPAGE);  // a wish: nothing depends on it
+#endif
+  return std::shared_ptr<uint8_t>(aligned, [got, mapped](uint8_t*) { munmap(got, mapped); });
+}
+
 }  // namespace
 
 std::shared_ptr<uint8_t> PackedMemory::take(size_t bytes) {
   bytes = round_up(bytes, kLine);
   if (bytes > size_ - used_) {
-    const size_t size = round_up(bytes > kSlab ? bytes : kSlab, kLargePage), mapped = size + kLargePage;
-    void* got = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (got == MAP_FAILED) throw Error(LD_MEMORY, text("%zu bytes of memory could not be had", bytes));
-    const auto aligned = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(got), kLargePage));
-#ifdef MADV_HUGEPAGE
-    madvise(aligned, size, MADV_HUGEPAGE);  // a wish: nothing depends on it
-#endif
-    slab_ = std::shared_ptr<uint8_t>(aligned, [got, mapped](uint8_t*) { munmap(got, mapped); });
+    const size_t size = round_up(bytes > kSlab ? bytes : kSlab, kLargePage);
+    if (!counts_only_) slab_ = map_slab(size);
+    before_ = resident();
     size_ = size;
     used_ = 0;
   }
-  std::shared_ptr<uint8_t> part(slab_, slab_.get() + used_);
+  std::shared_ptr<uint8_t> part;
+  if (!counts_only_) part = std::shared_ptr<uint8_t>(slab_, slab_.get() + used_);
   used_ += bytes;
   return part;
 }
+
+size_t PackedMemory::resident() const { return before_ + round_up(used_, kLargePage); }
 
 int PackedMatrix::panels() const { return (n_ + kernels_->panel - 1) / kernels_->panel; }
 
@@ -107,6 +116,7 @@ PackedMatrix* PackedMatrix::pack(const KernelRow& kernel_row, const Tensor& tens
   matrix->panel_bytes_ = round_up(record_bytes(traits, panel) * (matrix->k_ / traits.record), kLine);
   matrix->bytes_ = matrix->panel_bytes_ * panels;
   matrix->data_ = memory->take(matrix->bytes_);
+  if (memory->counts_only()) return matrix.release();
 
   const size_t blocks = tensor.columns() / type.block;
   std::atomic<int64_t> first_bad{INT64_MAX};

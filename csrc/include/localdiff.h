@@ -112,6 +112,8 @@ typedef struct ld_model_options {
   uint32_t struct_size;
   int32_t threads;      /* for repacking; 0 = all the process may use */
   const char *isa;      /* kernel row by name; NULL = the best supported one */
+  int32_t plan;         /* 1 = weights are counted, not packed: sizes can be asked for, sessions cannot be created */
+  int32_t reserved;
 } ld_model_options;
 
 typedef struct ld_model_info {
@@ -126,6 +128,16 @@ typedef struct ld_model_info {
 LD_API ld_status ld_model_open(const ld_gguf *file, const ld_model_options *options, ld_model **out);
 LD_API void ld_model_free(ld_model *model);
 LD_API ld_status ld_model_get_info(const ld_model *model, ld_model_info *out);
+
+/* Bytes of memory; the same for a model that was opened to plan as for one that was packed. */
+typedef struct ld_model_memory {
+  uint32_t struct_size;
+  int32_t reserved;
+  uint64_t weights;     /* packed weights, whole pages */
+  uint64_t tables;      /* tables that stay in the file: of them only rows that are looked up come into memory */
+  uint64_t opening;     /* the most at one time while opening: packed weights and the file's bytes of one of them */
+} ld_model_memory;
+LD_API ld_status ld_model_get_memory(const ld_model *model, ld_model_memory *out);
 
 /* ---- sessions ---- */
 typedef struct ld_session ld_session;

@@ -8,7 +8,7 @@ Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, deco
 
 from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_version, measure_peak
 from .files import File, Metadata, TensorInfo
-from .models import EngineModel, ModelInfo
+from .models import EngineModel, ModelInfo, ModelMemory
 from .quantiser import can_quantize, quantize
 from .sessions import Proposal, Request, Session, Timings
 
@@ -20,6 +20,7 @@ __all__ = [
     "Int32",
     "Metadata",
     "ModelInfo",
+    "ModelMemory",
     "Peak",
     "Proposal",
     "Request",

@@ -62,6 +62,11 @@ class Metadata(Mapping[str, Any]):
         entry = self._entry(self._index[key])
         return int(entry.count) if entry.type == _ARRAY else None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values in the file."""
+        return sum(int(self._entry(index).bytes) for index in self._index.values())
+
     def _entry(self, index: int) -> Any:
         entry = new_struct("ld_metadata")
         check(library().ld_gguf_metadata(self._handle.pointer(), index, entry))

@@ -30,13 +30,25 @@ class ModelInfo:
     isa: str
 
 
-class EngineModel(Closable):
-    """Weights packed for one kernel row; immutable, may be shared between threads."""
+@dataclass(frozen=True)
+class ModelMemory:
+    """Bytes: packed weights in whole pages; tables that stay in the file; the most that opening takes at one time."""
 
-    def __init__(self, file: File, isa: str | None = None, threads: int | None = None):
+    weights: int
+    tables: int
+    opening: int
+
+
+class EngineModel(Closable):
+    """Weights packed for one kernel row; immutable, may be shared between threads.
+
+    plan    True: weights are counted, not packed; info, memory and plan() answer, sessions are refused
+    """
+
+    def __init__(self, file: File, isa: str | None = None, threads: int | None = None, plan: bool = False):
         lib = library()
         name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
-        options = new_struct("ld_model_options", threads=count_of("threads", threads), isa=name)
+        options = new_struct("ld_model_options", threads=count_of("threads", threads), isa=name, plan=int(plan))
         out = ffi.new("ld_model **")
         parent = file._handle.pointer()
         check(lib.ld_model_open(parent, options, out), invalid=OptionError)
@@ -49,6 +61,12 @@ class EngineModel(Closable):
         values = {field.name: getattr(raw, field.name) for field in fields(ModelInfo)}
         values.update(arch=text_of(raw.arch), isa=text_of(raw.isa))
         return ModelInfo(**values)
+
+    @functools.cached_property
+    def memory(self) -> ModelMemory:
+        raw = new_struct("ld_model_memory")
+        check(library().ld_model_get_memory(self._handle.pointer(), raw))
+        return ModelMemory(**{field.name: getattr(raw, field.name) for field in fields(ModelMemory)})
 
     def session(
         self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
