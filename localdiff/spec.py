@@ -174,14 +174,37 @@ _GGUF_KEYS = {
 # architectures whose published files leave diffusion.shift_logits out
 _SHIFT_BY_ARCH = {"dream": True, "rnd1": True, "llada": False, "llada-moe": False}
 
-_DIFFUGPT_S = DiffusionSpec(
-    10541, True, canvas_max=512, decoder="random-keep", steps=64, temperature=0.95, top_p=0.9
+_DIFFUGPT_S = DiffusionSpec(10541, True, canvas_max=512, decoder="random-keep", steps=64, temperature=0.95, top_p=0.9)
+_SDAR = DiffusionSpec(
+    151669, False, "block_causal", 4, decoder="threshold", threshold=0.9, stop_tokens=(151643, 151645), pad_token=151643
 )
+# Decoders are the nearest of decode/table.py to those of the papers.
 PRESETS: dict[str, DiffusionSpec] = {
     "diffugpt-s": _DIFFUGPT_S,
     "diffugpt-m": dataclasses.replace(_DIFFUGPT_S, mask_token=50257, canvas_max=1024),
     "diffullama": dataclasses.replace(
         _DIFFUGPT_S, mask_token=811, canvas_max=2048, temperature=0.9, pad_token=30399, sep_token=4936
+    ),
+    "llada": DiffusionSpec(126336, False, decoder="llada", stop_tokens=(126081, 126348), pad_token=126081),
+    "illada": DiffusionSpec(5, False, decoder="llada"),
+    "llada-moe": DiffusionSpec(156895, False, decoder="llada", stop_tokens=(156892,), pad_token=156892),
+    "llada2": DiffusionSpec(
+        156895, False, "block_causal", 32, decoder="threshold", threshold=0.95, stop_tokens=(156892,), pad_token=156892
+    ),
+    "dream": DiffusionSpec(151666, True, decoder="topk", steps=512, stop_tokens=(151643,), pad_token=151643),
+    "rnd1": DiffusionSpec(151669, True, decoder="topk", steps=256, stop_tokens=(151645,), pad_token=151643),
+    "sdar": _SDAR,
+    "mineru": dataclasses.replace(_SDAR, block_length=32, threshold=0.95),
+    "fdv2": dataclasses.replace(_SDAR, mask_token=151665, logit_shift=True, block_length=32),
+    "a2d": dataclasses.replace(_SDAR, attention="full", block_length=0, decoder="llada", threshold=None),
+    "stable-diffcoder": DiffusionSpec(5, False, "block_causal", 4, decoder="threshold", stop_tokens=(2,)),
+    "nemotron-labs": DiffusionSpec(100, False, "block_causal", 32, decoder="threshold", threshold=0.9),
+    "bert": DiffusionSpec(103, False, decoder="topk", stop_tokens=(102,), pad_token=0, sep_token=102),
+    "roberta": DiffusionSpec(50264, False, decoder="topk", stop_tokens=(2,), pad_token=1, sep_token=2),
+    "xlmr": DiffusionSpec(250001, False, decoder="topk", steps=50, stop_tokens=(2,), pad_token=1, sep_token=2),
+    "modernbert": DiffusionSpec(50284, False, decoder="topk", stop_tokens=(50282,), pad_token=50283, sep_token=50282),
+    "modernbert-chat": DiffusionSpec(
+        50284, False, block_length=32, decoder="llada", stop_tokens=(50282,), pad_token=50283, sep_token=50282
     ),
 }
 

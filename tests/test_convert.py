@@ -416,7 +416,7 @@ def test_missing_and_unused_tensors_are_all_listed(checkpoints: Any, tmp_path: P
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ("gpt2", {"n_embd": 62}, "n_embd is 62, expected a multiple of the 4 heads"),
         ("gpt2", {"n_layer": 10**9}, "n_layer is 1000000000, expected a whole number from 1 to 1024"),
-        ("gpt2", {"model_type": "albert"}, "model_type is 'albert', which is not supported; supported: gpt2,"),
+        ("gpt2", {"model_type": "mamba"}, "model_type is 'mamba', which is not supported; supported: gpt2,"),
         ("gpt2", {"model_type": None}, "model_type is absent"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "RoPE scaling 'yarn' is not supported"),
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "RoPE scaling 'dynamic'"),

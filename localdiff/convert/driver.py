@@ -1,16 +1,14 @@
 """`convert`: one source, one GGUF file. The families say what goes where; this file does it and reports.
 
-Order of work: read names and shapes, match them against the family's table, refuse with everything that is wrong, build
-the metadata, then stream the tensors into a temporary file that is validated and renamed. Not here: K-quants, sharded
-output.
+Order of work: read names and shapes, match them against the family's table (matching.py), refuse with everything that
+is wrong, build the metadata, then stream the tensors into a temporary file that is validated and renamed. Not here:
+K-quants, sharded output.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError, OptionError
-from ..spec import RECORD_FILE, DiffusionSpec, resolve
+from ..spec import DiffusionSpec, resolve
 from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family
-from .family import Config, Description, Family, Row, Sizes, transpose
-from .storage import StorageType, choose_type, encode, find_type, stored_bytes
-from .tensors import TensorSource
+from .family import Config
+from .matching import FileTensor, match, plain_names
+from .record import find_record
+from .storage import STORAGE_TYPES, StorageType, choose_type, encode, find_type, stored_bytes
 from .vocabulary import load_tokenizer, vocabulary_metadata
 from .writing import PlannedTensor, Progress, Typed, open_gguf, write_gguf
 
@@ -175,14 +174,16 @@ def _plan_checkpoint(
     tokenizer: Path | None,
     name: str | None,
 ) -> _Plan:
-    family = find_family(checkpoint.config.get("model_type"), checkpoint.origin)
-    shapes = {plain: tensor.shape for plain, tensor in checkpoint.tensors.items()}
-    description = family.describe(Config(checkpoint.config, checkpoint.origin), shapes)
-    matched, notices = _match(family, description, checkpoint.tensors, source)
+    family, preset = find_family(checkpoint.config, checkpoint.origin, source)
+    fields = checkpoint.config | (checkpoint.config.get(family.section) or {})
+    config = Config(fields, checkpoint.origin)
+    tensors = plain_names(family, checkpoint.tensors, source)
+    description = family.describe(config, {plain: tensor.shape for plain, tensor in tensors.items()})
+    matched, notices = match(family, description, tensors, source)
     rows = matched[0].shape[0]
     files = load_tokenizer(tokenizer or source)
-    vocabulary, more_notices = vocabulary_metadata(files, checkpoint.config, rows)
-    spec = _record({**vocabulary, "general.architecture": family.arch}, source / RECORD_FILE, diffusion)
+    vocabulary, more_notices = vocabulary_metadata(files, fields, rows)
+    spec = find_record(description.preset or preset, config, vocabulary, family.arch, source, diffusion)
     if spec is None:
         notices.append(
             "written without a diffusion record; a diffusion model needs --diffusion PRESET or mask=ID,shift=0|1"
@@ -197,13 +198,14 @@ def _plan_checkpoint(
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         **{f"{family.arch}.{key}": value for key, value in description.keys.items()},
         f"{family.arch}.vocab_size": rows,
+        **description.facts,
         **vocabulary,
         **(spec.to_gguf(family.arch) if spec else {}),
     }
     planned: list[PlannedTensor] = []
     widened: list[str] = []
     for tensor in matched:
-        storage = choose_type(tensor.name, tensor.shape, wanted)
+        storage = STORAGE_TYPES["f32"] if tensor.exact else choose_type(tensor.name, tensor.shape, wanted)
         if storage.name == "f16" and wanted.name != "f16":
             widened.append(tensor.name)
         load = partial(_encoded, tensor, storage)
@@ -218,117 +220,16 @@ def _plan_checkpoint(
     return _Plan(family.arch, name, metadata, planned, spec, notices + more_notices, sources)
 
 
-def _record(metadata: dict[str, Any], path: Path, diffusion: str | None) -> DiffusionSpec | None:
-    """The record in force: `diffusion` over the file `path` over the tokenizer's mask token."""
-    if path.is_file():
-        try:
-            stored = DiffusionSpec.from_json(path.read_text(encoding="utf-8"))
-        except (ModelFileError, UnicodeDecodeError) as error:
-            raise ModelFileError(f"{path}: {error}") from None
-        metadata |= stored.to_gguf(metadata["general.architecture"])
-    return resolve(metadata, diffusion)
-
-
-def _encoded(tensor: TensorSource, storage: StorageType) -> npt.NDArray[np.generic]:
-    return encode(tensor.name, tensor.load(), storage)
-
-
-def _match(
-    family: Family, description: Description, tensors: Mapping[str, TensorSource], source: Path
-) -> tuple[list[TensorSource], list[str]]:
-    """The tensors of the file in its names and layout, token embedding first, and notices.
-
-    Raises ModelFileError with every tensor that is missing, unused or of another shape.
-    """
-    sizes = dict(description.sizes)
-    left = {name: tensor for name, tensor in tensors.items() if not any(re.fullmatch(p, name) for p in family.dropped)}
-    missing: list[str] = []
-    wrong: list[str] = []
-    notices: list[str] = []
-
-    def take(row: Row, name: str) -> TensorSource | None:
-        tensor = left.pop(name, None)
-        if tensor is None:
-            if not row.optional:
-                missing.append(name)
-            return None
-        expected = tuple(sizes[extent] for extent in row.shape)
-        if tensor.shape != expected:
-            wrong.append(f"{tensor.name}: shape {list(tensor.shape)}, expected {list(expected)}")
-        return tensor
-
-    embedding, head = _embedding_and_head(family, description.tied, left, missing, notices)
-    found: list[TensorSource] = []
-    for tensor, target in ((embedding, "token_embd.weight"), (head, "output.weight")):
-        if tensor is not None:
-            sizes.setdefault("vocab", tensor.shape[0])
-            if tensor.shape != (sizes["vocab"], sizes["dim"]):
-                expected = [sizes["vocab"], sizes["dim"]]
-                wrong.append(f"{tensor.name}: shape {list(tensor.shape)}, expected {expected}")
-            found.append(_renamed(tensor, target))
-    layered = [(row, layer) for layer in range(sizes["layers"]) for row in family.layer_rows]
-    for row, layer in [(row, None) for row in family.rows] + layered:
-        tensor = take(row, row.source.format(i=layer))
-        if tensor is not None:
-            found.append(_changed(tensor, row, row.target.format(i=layer), sizes))
-    found += [TensorSource(name, array.shape, partial(_same, array)) for name, array in description.extra.items()]
-
-    problems = []
-    if missing:
-        problems.append(f"expected and missing ({len(missing)}): {', '.join(missing)}")
-    if left:
-        problems.append(f"present and unused ({len(left)}): {', '.join(tensor.name for tensor in left.values())}")
-    if wrong:
-        problems.append(f"of another shape ({len(wrong)}): {'; '.join(wrong)}")
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ModelFileError(f"{source}: its tensors are not those of architecture '{family.arch}'\n  {lines}")
-    return found, notices
-
-
-def _embedding_and_head(
-    family: Family, tied: bool, left: dict[str, TensorSource], missing: list[str], notices: list[str]
-) -> tuple[TensorSource | None, TensorSource | None]:
-    """Token embedding, and the head where it differs from it.
-
-    Wrappers store the same tensor under several names or only under the head's; the values decide.
-    """
-    embeddings = [tensor for name in family.embedding if (tensor := left.pop(name, None)) is not None]
-    head = left.pop("lm_head.weight", None)
-    if not embeddings and head is not None and tied:
-        return head, None
-    if not embeddings:
-        missing.append(family.embedding[0])
-    if head is None and not tied:
-        missing.append("lm_head.weight")
-    for other in embeddings[1:]:
-        if not _equal(embeddings[0], other):
-            raise ModelFileError(f"{embeddings[0].name} and {other.name} differ, expected one token embedding")
-    embedding = embeddings[0] if embeddings else None
-    if head is not None and embedding is not None:
-        if _equal(embedding, head):
-            return embedding, None
-        if tied:
-            notices.append(
-                f"{head.name} differs from the embedding although the configuration ties them; both are kept"
-            )
-    return embedding, head
-
-
-def _equal(a: TensorSource, b: TensorSource) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(a.load(), b.load()))
-
-
-def _renamed(tensor: TensorSource, target: str) -> TensorSource:
-    return TensorSource(target, tensor.shape, tensor.load)
-
-
-def _changed(tensor: TensorSource, row: Row, target: str, sizes: Sizes) -> TensorSource:
-    change = row.change
-    if change is None:
-        return _renamed(tensor, target)
-    shape = tensor.shape[::-1] if change is transpose else tensor.shape  # the others only reorder rows
-    return TensorSource(target, shape, lambda: change(tensor.load(), sizes))
+def _encoded(tensor: FileTensor, storage: StorageType) -> npt.NDArray[np.generic]:
+    """The stored bytes; of a tensor in parts no more than one is held as float32 at a time."""
+    first = encode(tensor.name, tensor.parts[0](), storage)
+    if len(tensor.parts) == 1:
+        return first
+    whole: npt.NDArray[np.generic] = np.empty((len(tensor.parts), *first.shape), first.dtype)
+    whole[0] = first
+    for index, load in enumerate(tensor.parts[1:], start=1):
+        whole[index] = encode(tensor.name, load(), storage)
+    return whole
 
 
 def _same(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

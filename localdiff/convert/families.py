@@ -1,19 +1,89 @@
-"""The table of model families that `convert` reads, by the model_type of config.json."""
+"""The table of model families that `convert` reads, by the model_type of config.json and, where one model_type stands
+for two bodies, by the class it names. What is refused for a reason has a row with that reason."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from ..errors import ModelFileError
-from . import gpt2, llama, qwen2
+from . import (
+    bailingmoe2,
+    bert,
+    distilbert,
+    dream,
+    gpt2,
+    llada,
+    llada_moe,
+    llama,
+    mineru,
+    ministral3,
+    modernbert,
+    nemotron,
+    qwen2,
+    qwen3,
+    qwen3moe,
+    rnd1,
+    roberta,
+    xlm_roberta_xl,
+)
 from .family import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (gpt2.FAMILY, llama.FAMILY, qwen2.FAMILY)}
+_FAMILIES = tuple(
+    module.FAMILY
+    for module in (
+        gpt2, llama, llada, dream, qwen2, qwen3, mineru, llada_moe, qwen3moe, rnd1, bailingmoe2, ministral3, nemotron,
+        bert, roberta, xlm_roberta_xl, distilbert, modernbert,
+    )
+)  # fmt: skip
+FAMILIES: dict[str, Family] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
+_BY_CLASS = {name: family for family in _FAMILIES for name in family.architectures}
+_REFUSED = {
+    "albert": "its layers share one set of weights and its embedding is factorised, which GGUF has no architecture for",
+    "diffusion_gemma": "its canvas starts from random tokens instead of masks, its layers are scaled differently for "
+    "prompt and canvas, and each step feeds back the probabilities of the one before; the engine has none of these",
+}
 
 
-def find_family(model_type: object, origin: str) -> Family:
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
+def find_family(config: Mapping[str, Any], origin: str, source: Path) -> tuple[Family, str | None]:
+    """The family, and the preset that its checkpoints start from.
+
+    Raises ModelFileError for what cannot be converted, with the reason where there is one to give.
+    """
+    _refuse_quantised(config, origin, source)
+    classes = config.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in _REFUSED:
+        raise ModelFileError(f"{origin}: model_type '{model_type}' cannot be converted: {_REFUSED[model_type]}")
+    if isinstance(named, str) and named in _BY_CLASS:
+        return _BY_CLASS[named], _BY_CLASS[named].architectures[named]
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         found = "absent" if model_type is None else repr(model_type)
         raise ModelFileError(
             f"{origin}: model_type is {found}, which is not supported; supported: {', '.join(FAMILIES)}"
         )
-    return family
+    return FAMILIES[model_type], FAMILIES[model_type].model_types[model_type]
+
+
+def _refuse_quantised(config: Mapping[str, Any], origin: str, source: Path) -> None:
+    quantised = config.get("quantization_config")
+    if quantised is None:
+        return
+    method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else quantised
+    raise ModelFileError(
+        f"{origin}: the weights are packed by {method}, which loses what a GGUF type could keep; "
+        f"convert the bf16 original, {_original(config, source)}, instead"
+    )
+
+
+def _original(config: Mapping[str, Any], source: Path) -> str:
+    """The name of the checkpoint that a quantised one was made from, as far as it is told."""
+    told = config.get("_name_or_path")
+    for name in (source.resolve().name, told if isinstance(told, str) else ""):
+        # quantised copies are called OWNER_-_MODEL-4bits, or MODEL-bnb-4bit
+        if "_-_" in name:
+            return re.sub(r"[-_](bnb[-_])?[48][-_]?bits?.*$", "", name.split("/")[-1].replace("_-_", "/"))
+    return told if isinstance(told, str) and told else "the checkpoint it was made from"

@@ -1,7 +1,8 @@
 """What the converter must know about a model family, as data: tensor names, shapes, and the metadata keys.
 
-A family file holds a table of rows and one function from config.json to sizes and keys; the driver does the rest.
-Source names are those of plain HF checkpoints without wrapper prefixes (checkpoint.py), target names llama.cpp's.
+A family file holds a table of rows and one function from config.json to sizes and keys; matching.py and driver.py do
+the rest. Source names are those of plain HF checkpoints without wrapper prefixes (checkpoint.py), target names
+llama.cpp's, and so are the layouts: what its converter permutes, stacks or cuts is permuted, stacked or cut here.
 """
 
 from __future__ import annotations
@@ -21,17 +22,24 @@ Change = Callable[[FloatArray, Sizes], FloatArray]
 
 
 MAX_LAYERS = 1024  # far beyond any model; keeps a damaged config.json from listing millions of missing tensors
+MAX_EXPERTS = 4096
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor: `{i}` stands for the layer."""
+    """One tensor: `{i}` stands for the layer. `{e}` stands for the expert, 0 to sizes["experts"] - 1: the tensors of
+    all experts become one, with the expert as its slowest axis."""
 
     source: str
     target: str
     shape: tuple[str, ...]  # in the checkpoint, as names of Sizes
     change: Change | None = None
     optional: bool = False  # carried where present
+    result: tuple[str, ...] = ()  # the shape that `change` makes, where it is another
+    also: tuple[str, ...] = ()  # other names under which checkpoints hold the same tensor
+    exact: bool = False  # float32, whatever type is asked for
+    since: str = ""  # name of a size: the first layer that has the tensor
+    until: str = ""  # name of a size: the first layer that has it no more
 
 
 @dataclass(frozen=True)
@@ -42,21 +50,40 @@ class Description:
     keys: dict[str, Any]  # GGUF metadata without the "{arch}." prefix
     tied: bool  # the head is the token embedding
     extra: dict[str, FloatArray] = field(default_factory=dict)  # target name -> tensor that no checkpoint holds
+    facts: dict[str, Any] = field(default_factory=dict)  # GGUF metadata under its full names
+    preset: str | None = None  # in place of the one that Family names
 
 
 @dataclass(frozen=True)
 class Family:
-    model_type: str  # of config.json
+    model_types: Mapping[str, str | None]  # of config.json -> row of spec.PRESETS; None = no diffusion model by itself
     arch: str  # general.architecture
     embedding: tuple[str, ...]  # source names of the token embedding, [vocab, dim]
     rows: tuple[Row, ...]
     layer_rows: tuple[Row, ...]
     dropped: tuple[str, ...]  # regular expressions of source names that hold no weights
     describe: Callable[[Config, Mapping[str, tuple[int, ...]]], Description]  # config and source shapes
+    architectures: Mapping[str, str | None] = field(default_factory=dict)  # the same by class, which wins
+    heads: tuple[str, ...] = ("lm_head.weight",)  # source names of the output matrix, [vocab, dim]
+    prefixes: tuple[str, ...] = ()  # cut off source names
+    section: str = ""  # of config.json: where the fields of the text model are
 
 
 def transpose(tensor: FloatArray, sizes: Sizes) -> FloatArray:
     return np.ascontiguousarray(tensor.T)
+
+
+def linear(source: str, target: str, out: str, into: str) -> tuple[Row, Row]:
+    """A matrix [out, into] and its bias."""
+    return Row(f"{source}.weight", f"{target}.weight", (out, into)), Row(f"{source}.bias", f"{target}.bias", (out,))
+
+
+def layer_norm(source: str, target: str) -> tuple[Row, Row]:
+    """Weight and bias, which the oldest checkpoints call gamma and beta."""
+    return (
+        Row(f"{source}.weight", f"{target}.weight", ("dim",), also=(f"{source}.gamma",)),
+        Row(f"{source}.bias", f"{target}.bias", ("dim",), also=(f"{source}.beta",)),
+    )
 
 
 class Config:
@@ -86,6 +113,14 @@ class Config:
     def flag(self, name: str, absent: bool) -> bool:
         return bool(self.value(name, absent))
 
+    def ids(self, name: str) -> tuple[int, ...]:
+        """A field that holds a token id or a list of them; () where it is absent, and -1 stands for none."""
+        found = self.value(name, [])
+        listed = found if isinstance(found, list) else [found]
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in listed):
+            raise ModelFileError(f"{self._origin}: {name} is {found!r}, expected a token id or a list of them")
+        return tuple(value for value in listed if value >= 0)
+
     def expect(self, name: str, allowed: tuple[Any, ...], absent: Any) -> None:
         """Refuse a checkpoint whose field asks for something this family's GGUF files cannot say."""
         found = self.value(name, absent)
@@ -94,9 +129,9 @@ class Config:
             raise ModelFileError(f"{self._origin}: {name} is {found!r}, which is not supported; supported: {known}")
 
     def section(self, name: str) -> Config | None:
-        """A nested object, None where absent."""
+        """A nested object; None where it is absent or false."""
         found = self.value(name)
-        if found is None:
+        if found is None or found is False:
             return None
         if not isinstance(found, dict):
             raise ModelFileError(f"{self._origin}: {name} is {found!r}, expected an object")

@@ -35,7 +35,7 @@ def describe(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Descripti
 
 
 FAMILY = Family(
-    model_type="gpt2",
+    model_types={"gpt2": None},
     arch="gpt2",
     embedding=("wte.weight", "embed_tokens.weight"),
     rows=(
@@ -46,15 +46,15 @@ FAMILY = Family(
     layer_rows=(
         Row("h.{i}.ln_1.weight", "blk.{i}.attn_norm.weight", ("dim",)),
         Row("h.{i}.ln_1.bias", "blk.{i}.attn_norm.bias", ("dim",)),
-        Row("h.{i}.attn.c_attn.weight", "blk.{i}.attn_qkv.weight", ("dim", "qkv"), transpose),
+        Row("h.{i}.attn.c_attn.weight", "blk.{i}.attn_qkv.weight", ("dim", "qkv"), transpose, result=("qkv", "dim")),
         Row("h.{i}.attn.c_attn.bias", "blk.{i}.attn_qkv.bias", ("qkv",)),
         Row("h.{i}.attn.c_proj.weight", "blk.{i}.attn_output.weight", ("dim", "dim"), transpose),
         Row("h.{i}.attn.c_proj.bias", "blk.{i}.attn_output.bias", ("dim",)),
         Row("h.{i}.ln_2.weight", "blk.{i}.ffn_norm.weight", ("dim",)),
         Row("h.{i}.ln_2.bias", "blk.{i}.ffn_norm.bias", ("dim",)),
-        Row("h.{i}.mlp.c_fc.weight", "blk.{i}.ffn_up.weight", ("dim", "ffn"), transpose),
+        Row("h.{i}.mlp.c_fc.weight", "blk.{i}.ffn_up.weight", ("dim", "ffn"), transpose, result=("ffn", "dim")),
         Row("h.{i}.mlp.c_fc.bias", "blk.{i}.ffn_up.bias", ("ffn",)),
-        Row("h.{i}.mlp.c_proj.weight", "blk.{i}.ffn_down.weight", ("ffn", "dim"), transpose),
+        Row("h.{i}.mlp.c_proj.weight", "blk.{i}.ffn_down.weight", ("ffn", "dim"), transpose, result=("dim", "ffn")),
         Row("h.{i}.mlp.c_proj.bias", "blk.{i}.ffn_down.bias", ("dim",)),
     ),
     dropped=(r"h\.\d+\.attn\.(masked_)?bias",),  # the causal buffers of old checkpoints
