@@ -218,7 +218,7 @@ LLADA2_CONFIG: dict[str, Any] = {
     "model_type": "llada2_moe",
     "eos_token_id": 3,
     "first_k_dense_replace": 1,
-    "head_dim": 32,
+    "head_dim": 16,
     "hidden_act": "silu",
     "hidden_size": 64,
     "intermediate_size": 96,

@@ -281,7 +281,11 @@ METADATA: dict[str, dict[str, Any]] = {
     ),
     "llada2": body(
         "bailingmoe2",
-        **WIDE | {"rope__dimension_count": 16, "rope__freq_base": 600000.0, "block_count": 3},
+        attention__key_length=16,
+        attention__value_length=16,
+        rope__dimension_count=8,
+        rope__freq_base=600000.0,
+        block_count=3,
         **EXPERTS | {"expert_used_count": 3},
         leading_dense_block_count=1,
         expert_shared_count=1,
@@ -468,7 +472,8 @@ def edited(checkpoint: Made, folder: Path, rename: Callable[[str], str], more: S
 @pytest.mark.parametrize(
     ("case", "rename"),
     [
-        ("bert", lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")),
+        ("bert", lambda name: re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)),
+        ("bert", lambda name: re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)),
         ("bert", lambda name: name.removeprefix("bert.")),
         ("bert", lambda name: name.replace("cls.predictions.bias", "cls.predictions.decoder.bias")),
         ("xlm-r", lambda name: name.replace("lm_head.bias", "lm_head.decoder.bias")),
