@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..errors import ModelFileError, OptionError
 from ..spec import DiffusionSpec, resolve
 from .checkpoint import Checkpoint, open_folder, open_llama2c
-from .families import find_family
+from .families import find_family, refuse_quantised
 from .family import Config
 from .matching import FileTensor, match, plain_names
 from .record import find_record
@@ -105,6 +105,7 @@ def _plan(source: Path, type: str | None, diffusion: str | None, tokenizer: Path
     if not source.exists():
         raise ModelFileError(f"{source}: no such file or folder")
     if source.is_dir():
+        refuse_quantised(source)
         return _plan_checkpoint(open_folder(source), source, find_type(type or "f16"), diffusion, tokenizer, name)
     with source.open("rb") as file:
         start = file.read(4)
@@ -174,7 +175,7 @@ def _plan_checkpoint(
     tokenizer: Path | None,
     name: str | None,
 ) -> _Plan:
-    family, preset = find_family(checkpoint.config, checkpoint.origin, source)
+    family, preset = find_family(checkpoint.config, checkpoint.origin)
     fields = checkpoint.config | (checkpoint.config.get(family.section) or {})
     config = Config(fields, checkpoint.origin)
     tensors = plain_names(family, checkpoint.tensors, source)

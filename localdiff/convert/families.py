@@ -29,6 +29,7 @@ from . import (
     roberta,
     xlm_roberta_xl,
 )
+from .checkpoint import read_json
 from .family import Family
 
 _FAMILIES = tuple(
@@ -47,12 +48,11 @@ _REFUSED = {
 }
 
 
-def find_family(config: Mapping[str, Any], origin: str, source: Path) -> tuple[Family, str | None]:
+def find_family(config: Mapping[str, Any], origin: str) -> tuple[Family, str | None]:
     """The family, and the preset that its checkpoints start from.
 
     Raises ModelFileError for what cannot be converted, with the reason where there is one to give.
     """
-    _refuse_quantised(config, origin, source)
     classes = config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
     model_type = config.get("model_type")
@@ -68,21 +68,25 @@ def find_family(config: Mapping[str, Any], origin: str, source: Path) -> tuple[F
     return FAMILIES[model_type], FAMILIES[model_type].model_types[model_type]
 
 
-def _refuse_quantised(config: Mapping[str, Any], origin: str, source: Path) -> None:
+def refuse_quantised(folder: Path) -> None:
+    """Refuse a folder whose config.json says that its weights are packed; before they are opened, for the sentence
+    can name what to convert instead."""
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
     quantised = config.get("quantization_config")
     if quantised is None:
         return
     method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else quantised
     raise ModelFileError(
-        f"{origin}: the weights are packed by {method}, which loses what a GGUF type could keep; "
-        f"convert the bf16 original, {_original(config, source)}, instead"
+        f"{path}: the weights are packed by {method}, which loses what a GGUF type could keep; "
+        f"convert the bf16 original, {_original(config, folder)}, instead"
     )
 
 
-def _original(config: Mapping[str, Any], source: Path) -> str:
+def _original(config: Mapping[str, Any], folder: Path) -> str:
     """The name of the checkpoint that a quantised one was made from, as far as it is told."""
     told = config.get("_name_or_path")
-    for name in (source.resolve().name, told if isinstance(told, str) else ""):
+    for name in (folder.resolve().name, told if isinstance(told, str) else ""):
         # quantised copies are called OWNER_-_MODEL-4bits, or MODEL-bnb-4bit
         if "_-_" in name:
             return re.sub(r"[-_](bnb[-_])?[48][-_]?bits?.*$", "", name.split("/")[-1].replace("_-_", "/"))
