@@ -74,7 +74,7 @@ FileBytes::~FileBytes() {
 }
 
 void FileBytes::forget(std::span<const uint8_t> part) const {
-  if (!mapped_) return;
+  if (!mapped_ || part.data() < data_ || part.data() >= data_ + size_) return;
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (static_cast<size_t>(part.data() - data_) + page - 1) / page * page;
   const size_t end = static_cast<size_t>(part.data() - data_ + part.size()) / page * page;

@@ -23,7 +23,7 @@ class FileBytes {
   std::span<const uint8_t> bytes() const { return {data_, size_}; }  // starts on a page
 
   // Gives back the memory of a part that will hardly be read again: reading it again reads the file. Nothing happens
-  // where the bytes were read into memory, which is then their only place.
+  // where the bytes were read into memory, which is then their only place, or belong to another file.
   void forget(std::span<const uint8_t> part) const;
 
  private:

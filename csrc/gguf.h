@@ -6,6 +6,8 @@
 // arrays of scalars or strings; alignment 8 to 4,096; 1 to 4 dims whose product is below 2^46; tensors lie side by side
 // in the file, without overlaps, with less than one alignment between them and after the last.
 //
+// A model may be split into parts, NAME-00001-of-00003.gguf and so on: opening the first opens all, as one description.
+//
 // Not here: the meaning of metadata (arch.cpp), decoding of blocks (quant/), big-endian files and version 1 (refused).
 #pragma once
 
@@ -48,7 +50,7 @@ class Gguf {
 
   // Throws Error(LD_FILE) naming the field and its byte offset, Error(LD_MEMORY) or std::bad_alloc.
   static std::unique_ptr<const Gguf> open(const std::string& path, Access access);
-  // The same checks over bytes that the caller keeps alive (tests, fuzzing).
+  // The same checks over the bytes of one file that the caller keeps alive (tests, fuzzing).
   static std::unique_ptr<const Gguf> parse(std::span<const uint8_t> bytes);
 
   Gguf(const Gguf&) = delete;
@@ -56,10 +58,10 @@ class Gguf {
 
   std::span<const Metadata> metadata() const { return metadata_; }
   std::span<const Tensor> tensors() const { return tensors_; }
-  const Metadata* find(std::string_view key) const;   // null where absent
-  const Tensor* tensor(std::string_view name) const;  // null where absent
-  std::span<const uint8_t> bytes() const { return bytes_; }
-  void forget(const Tensor& tensor) const { file_.forget(tensor.data); }  // FileBytes::forget
+  const Metadata* find(std::string_view key) const;          // null where absent
+  const Tensor* tensor(std::string_view name) const;         // null where absent
+  std::span<const uint8_t> bytes() const { return bytes_; }  // of the first file
+  void forget(const Tensor& tensor) const;                   // FileBytes::forget
 
   // Scalars by key, converted between integer widths with a range check. Throw Error(LD_FILE) where the key is absent
   // (the forms without a default) or has another kind of type.
@@ -74,9 +76,14 @@ class Gguf {
  private:
   class Parser;
   Gguf() = default;
+  static std::unique_ptr<Gguf> open_part(const std::string& path, Access access);
+  void describe();  // of bytes_; gguf_parser.cpp
 
-  FileBytes file_;  // empty after parse()
+  std::vector<FileBytes> files_;  // none after parse(), one for each part after open()
   std::span<const uint8_t> bytes_;
+  struct {
+    uint64_t number, count, tensors;
+  } part_{};
   std::vector<Metadata> metadata_;
   std::vector<Tensor> tensors_;
   std::vector<uint32_t> metadata_order_, tensor_order_;  // sorted by name, for find() and tensor()

@@ -96,18 +96,6 @@ def test_growth(tmp_path: Path) -> None:
     assert (tmp_path / "now.png").stat().st_size > 0
 
 
-def test_threads(model: Path, tmp_path: Path) -> None:
-    result = run(
-        "bench/threads.py", str(model), "--threads", "1,3", "--rows", "4", "--rounds", "1",
-        "--out", str(tmp_path), "--name", "now",
-    )  # fmt: skip
-    assert json.loads((tmp_path / "now.json").read_text()) == result
-    assert [one["threads"] for one in result["forwards"]] == [1, 3]
-    for one in result["forwards"]:
-        assert_positive(one["ms_min"], one["ratio"], one["ratio_min"])
-        assert one["ms_min"] <= one["ms"] <= one["ms_max"]
-
-
 def test_peak_of_every_row() -> None:
     from localdiff.engine import isa_rows, measure_peak
     from localdiff.errors import OptionError

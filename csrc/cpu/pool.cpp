@@ -1,7 +1,6 @@
 // The thread pool of pool.h: one 64-bit ticket hands out tasks, futex-like waits of std::atomic put idle threads to sleep.
 // A worker that finds nothing announces itself in sleepers_ and looks again before it sleeps on wake_; the caller
-// publishes tasks before it looks at sleepers_, so one of the two always sees the other. Where threads exceed processors,
-// those beyond neither spin nor are woken: to wake 31 threads on 2 processors takes longer than a short call.
+// publishes tasks before it looks at sleepers_, so one of the two always sees the other.
 #include "cpu/pool.h"
 
 #include <algorithm>
@@ -132,8 +131,9 @@ int available_threads() {
 }
 
 Pool::Pool(int threads) {
-  processors_ = available_threads();
-  threads_ = threads > 0 ? threads : processors_;
+  const int available = available_threads();
+  threads_ = threads > 0 ? threads : available;
+  spin_ns_ = threads_ <= available ? kSpinNs : 0;
   int started = 1;
   try {
     workers_ = std::make_unique<std::thread[]>(threads_ - 1);
@@ -167,15 +167,14 @@ void Pool::parallel(int n_tasks, TaskRef callable) {
   unfinished_.store(n_tasks, std::memory_order_relaxed);
   const uint64_t call = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
   ticket_.store(call << 32 | static_cast<uint32_t>(n_tasks));
-  const int asleep = sleepers_.load(), wanted = std::min(asleep, processors_ - (threads_ - asleep));
-  if (wanted > 0) {
+  if (sleepers_.load() > 0) {
     wake_.fetch_add(1);
-    for (int i = 0; i < wanted; ++i) wake_.notify_one();
+    wake_.notify_all();
   }
   while (run_one(0)) {
   }
   auto finished = [this] { return unfinished_.load(std::memory_order_acquire) == 0; };
-  if (spin(kSpinNs, finished)) return;
+  if (spin(spin_ns_, finished)) return;
   // Only the worker that finishes last looks at caller_sleeps_, after it has counted itself down.
   caller_sleeps_.store(true);
   for (int left = unfinished_.load(); left != 0; left = unfinished_.load()) unfinished_.wait(left);
@@ -198,7 +197,7 @@ bool Pool::wait_for_tasks() {
     return static_cast<uint32_t>(ticket_.load(std::memory_order_relaxed)) != 0 ||
            ending_.load(std::memory_order_relaxed);
   };
-  if (!spin(threads_ - sleepers_.load() <= processors_ ? kSpinNs : 0, ready)) {
+  if (!spin(spin_ns_, ready)) {
     const uint32_t seen = wake_.load();
     sleepers_.fetch_add(1);
     if (static_cast<uint32_t>(ticket_.load()) == 0 && !ending_.load()) wake_.wait(seen);

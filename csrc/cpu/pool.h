@@ -50,7 +50,7 @@ class Pool {
   void stop();               // ends and joins the workers
 
   int threads_;
-  int processors_;  // as many threads are kept awake at most
+  int64_t spin_ns_;  // before sleeping; 0 where threads exceed processors
   const TaskRef* callable_ = nullptr;
   int n_tasks_ = 0;
   // High half: the call's number. Low half: tasks not yet taken. One word, so that a worker that wakes late can never

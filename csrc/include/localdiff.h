@@ -82,6 +82,7 @@ typedef struct ld_tensor {
   uint64_t bytes;
 } ld_tensor;
 
+/* The path of the first part of a split model, NAME-00001-of-00003.gguf, opens all parts as one. */
 LD_API ld_status ld_gguf_open(const char *path, int32_t access, ld_gguf **out);
 LD_API void ld_gguf_free(ld_gguf *file);
 LD_API uint64_t ld_gguf_metadata_count(const ld_gguf *file);

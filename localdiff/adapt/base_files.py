@@ -2,7 +2,7 @@
 
 Tensor names and layouts come from the tables of the converter, read backwards; nothing is listed twice. A GGUF without
 `tokenizer.huggingface.json` gets its tokenizer from `tokenizer.ggml.*` where that is byte-level BPE; other kinds ask
-for --tokenizer. Not here: sharded files, RoPE scaling other than linear.
+for --tokenizer. Not here: RoPE scaling other than linear.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from ..convert.families import FAMILIES
 from ..convert.family import Family, FloatArray, Row, Sizes, transpose
+from ..convert.gguf_file import open_gguf
 from ..convert.llama2c import read_llama2c
 from ..convert.rope import half_split_rows
-from ..convert.writing import open_gguf
 from ..errors import ModelFileError
 from ..text.pretokenizers import BY_NAME
 from ..text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED

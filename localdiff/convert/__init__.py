@@ -2,9 +2,10 @@
 
 driver.py       convert(): the order of work   families.py    the table of families; family.py what a family states
 checkpoint.py   folders, shards, names         tensors.py     tensors whose values are read on demand
-safetensors_file.py, torch_file.py, llama2c.py the files; pickled.py pickles as data
+safetensors_file.py, torch_file.py, llama2c.py, gguf_file.py the files
 storage.py      weight types and encoding      vocabulary.py  tokenizers as metadata
 writing.py      GGUF, streamed and validated   rope.py        row orders of Q and K
+pickled.py      pickles as data
 """
 
 from .driver import ConvertReport, convert

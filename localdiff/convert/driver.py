@@ -23,11 +23,12 @@ from ..spec import DiffusionSpec, resolve
 from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family, refuse_quantised
 from .family import Config
+from .gguf_file import open_gguf
 from .matching import FileTensor, match, plain_names
 from .record import find_record
 from .storage import STORAGE_TYPES, StorageType, choose_type, encode, find_type, stored_bytes
 from .vocabulary import load_tokenizer, vocabulary_metadata
-from .writing import PlannedTensor, Progress, Typed, open_gguf, write_gguf
+from .writing import PlannedTensor, Progress, Typed, write_gguf
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def convert(
     """Write `source` as the GGUF file `out`, atomically.
 
     source     an HF folder (what `adapt` writes, GPT-2, Llama, Qwen2, DiffuGPT), a llama2.c checkpoint, or a .gguf
-               file, whose tensors are copied untouched
+               file (the first part of a split one), whose tensors are copied untouched
     type       f32, f16, bf16, q8_0, q4_0 or q4_1; None = f16, and the types as they are for a .gguf file
     diffusion  the text of --diffusion; replaces fields of the source's record, or is the record where it has none
     tokenizer  an HF folder, a tokenizer.json or a llama2.c tokenizer; None = the one in the source's folder
@@ -164,7 +165,7 @@ def _plan_copy(source: Path, diffusion: str | None, name: str | None) -> _Plan:
         )
         for tensor in reader.tensors
     ]
-    return _Plan(arch, name, metadata, tensors, spec, notices, (source,), reader.alignment)
+    return _Plan(arch, name, metadata, tensors, spec, notices, reader.files, reader.alignment)
 
 
 def _plan_checkpoint(

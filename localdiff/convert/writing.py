@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..atomic import atomic_file
 from ..errors import ModelFileError
+from .gguf_file import open_gguf
 
 Progress = Callable[[str, int, int], None]  # name of the tensor written, tensors done, tensors in all
 
@@ -102,13 +103,3 @@ def _validate(path: Path, keys: Iterable[str], tensors: list[PlannedTensor]) -> 
         raise ModelFileError(
             f"{path}: the written file does not read back as planned; the disk or the memory is at fault"
         )
-
-
-def open_gguf(path: Path) -> gguf.GGUFReader:
-    try:
-        reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
-        raise ModelFileError(f"{path}: is not a whole GGUF file: {error}") from None
-    if reader.endianess != gguf.GGUFEndian.LITTLE:
-        raise ModelFileError(f"{path}: is a big-endian GGUF file, only little-endian ones are read")
-    return reader

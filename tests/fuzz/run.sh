@@ -4,7 +4,7 @@
 # (build/fuzz/corpus) and all earlier findings (tests/fuzz/findings). SEED=n repeats a run.
 # Exit status: 0 no finding, 1 a finding (its file is named; add it to tests/fuzz/findings), 77 clang is missing.
 #
-# tests/fuzz/run.sh coverage: the branch coverage of csrc/gguf.cpp over the same files, with llvm-cov.
+# tests/fuzz/run.sh coverage: the branch coverage of the reader over the same files, with llvm-cov.
 set -eu
 cd "$(dirname "$0")/../.."
 executions=${1:-20000}
@@ -20,7 +20,9 @@ find_program() {
   exit 77
 }
 
-sources="csrc/gguf.cpp csrc/file.cpp csrc/quant/floats.cpp csrc/quant/kquants.cpp csrc/quant/simple.cpp csrc/quant/types.cpp"
+reader="csrc/gguf.cpp csrc/gguf_parser.cpp csrc/gguf_shards.cpp"
+decoders="csrc/quant/floats.cpp csrc/quant/simple.cpp csrc/quant/kquants.cpp csrc/quant/kquants_low.cpp csrc/quant/codebook.cpp"
+sources="$reader csrc/file.cpp csrc/quant/types.cpp $decoders"
 flags="-std=c++20 -g1 -Wall -Wextra -Werror -Icsrc -Icsrc/include"
 build=build/fuzz
 mkdir -p $build/seeds $build/corpus $build/found tests/fuzz/findings
@@ -38,8 +40,8 @@ if [ "$executions" = coverage ]; then
   LLVM_PROFILE_FILE=$build/coverage.profraw $build/fuzz_gguf_coverage -runs=0 -max_len=8192 $build/seeds $build/corpus \
     tests/fuzz/findings 2>/dev/null
   "$profdata" merge -sparse $build/coverage.profraw -o $build/coverage.profdata
-  "$cov" report $build/fuzz_gguf_coverage -instr-profile=$build/coverage.profdata csrc/gguf.cpp
-  "$cov" show $build/fuzz_gguf_coverage -instr-profile=$build/coverage.profdata -show-branches=count csrc/gguf.cpp \
+  "$cov" report $build/fuzz_gguf_coverage -instr-profile=$build/coverage.profdata $reader
+  "$cov" show $build/fuzz_gguf_coverage -instr-profile=$build/coverage.profdata -show-branches=count $reader \
     >$build/coverage.txt
   echo "lines and branches: $build/coverage.txt"
   exit
