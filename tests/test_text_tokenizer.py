@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def tokenizer(data_dir: Path, kind: str) -> Tokenizer:
     return Tokenizer.from_gguf(metadata(data_dir, kind))
 
 
+def composed(text: str) -> str:
+    """What the tokenizers of some models make of a text first, and llama.cpp does not."""
+    return unicodedata.normalize("NFC", text)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_expected_ids_of_llama_cpp(data_dir: Path, kind: str) -> None:
     base = data_dir / "tokenizers" / f"ggml-vocab-{kind}.gguf"
@@ -70,16 +76,17 @@ def test_expected_ids_of_llama_cpp(data_dir: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", [*KINDS, "smollm2"])
 def test_recorded_ids(data_dir: Path, kind: str) -> None:
     for text, ids in zip(GOLDENS["texts"], GOLDENS["files"][kind], strict=True):
-        assert tokenizer(data_dir, kind).encode(text, add_bos=False) == ids, text
+        if kind != "qwen2" or composed(text) == text:
+            assert tokenizer(data_dir, kind).encode(text, add_bos=False) == ids, text
         assert tokenizer(data_dir, kind).decode(ids) == text
 
 
 @pytest.mark.parametrize("pre", GOLDENS["pre_tokenizers"])
 def test_recorded_ids_per_pretokenizer(data_dir: Path, pre: str) -> None:
     changed = Tokenizer.from_gguf(metadata(data_dir, "gpt-2") | {"tokenizer.ggml.pre": pre})
-    rows = GOLDENS["pre_tokenizers"][pre]
-    for text, ids in zip(GOLDENS["texts"][-len(rows) :], rows, strict=True):
-        assert changed.encode(text) == ids, text
+    for text, ids in zip(GOLDENS["pre_texts"], GOLDENS["pre_tokenizers"][pre], strict=True):
+        if not BY_NAME[pre].nfc or composed(text) == text:
+            assert changed.encode(text, add_bos=False) == ids, text
 
 
 def test_every_row_was_recorded_or_is_a_files_own() -> None:
@@ -97,6 +104,7 @@ def test_any_text_comes_back(data_dir: Path, kind: str) -> None:
     @given(UNICODE | MARKUP)
     def check(text: str) -> None:
         text = text.replace("\u2581", " ") if spaced else text  # U+2581 is how these vocabularies write a space
+        text = composed(text) if kind == "qwen2" else text
         ids = subject.encode(text, add_bos=False)
         assert not any(subject.is_special(token) for token in ids)
         assert subject.decode(ids) == text
@@ -144,6 +152,7 @@ def test_long_texts(data_dir: Path, kind: str, text: str) -> None:
 def test_a_megabyte(data_dir: Path, kind: str) -> None:
     draw = random.Random(3)
     text = "".join(draw.choice(GOLDENS["texts"]) for _ in range(20_000))[:1_000_000].replace("\u2581", " ")
+    text = composed(text)
     assert tokenizer(data_dir, kind).decode(tokenizer(data_dir, kind).encode(text)) == text
 
 
@@ -258,8 +267,7 @@ G = "tokenizer.ggml."
     ("made", "match"),
     [
         ({}, "has no tokenizer.ggml.model"),
-        ({f"{G}model": "bert"}, "kind 'bert'"),
-        ({f"{G}model": "t5"}, "kind 't5'"),
+        ({f"{G}model": "rwkv"}, "kind 'rwkv'"),
         ({f"{G}model": 3}, "kind 3"),
         (tiny_bpe(**{f"{G}pre": "rot13"}), "'rot13', expected one of"),
         (tiny_bpe(**{f"{G}tokens": None}), "no tokenizer.ggml.tokens"),
@@ -285,11 +293,6 @@ G = "tokenizer.ggml."
 def test_damaged_descriptions_are_refused(made: dict[str, Any], match: str) -> None:
     with pytest.raises(ModelFileError, match=match):
         Tokenizer.from_gguf(made)
-
-
-def test_another_kind_of_real_file_is_refused(data_dir: Path) -> None:
-    with pytest.raises(ModelFileError, match="has a tokenizer of kind 'bert'"):
-        Tokenizer.from_gguf(metadata(data_dir, "bert-bge"))
 
 
 def test_importing_is_light() -> None:

@@ -14,10 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-KINDS = ("gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3")
+KINDS = ("gpt-2", "llama-bpe", "qwen2", "llama-spm", "phi-3", "bert-bge", "nomic-bert-moe")
 # One name for each row of the table of pre-tokenizers, tried on the GPT-2 vocabulary.
-PRE_TOKENIZERS = ("default", "gpt-2", "smollm", "dbrx", "qwen2", "bailingmoe", "seed-coder")
-PRE_STRINGS = 70
+PRE_TOKENIZERS = (
+    "default", "gpt-2", "modern-bert", "smollm", "dbrx", "qwen2", "deepseek-r1-qwen", "bailingmoe", "seed-coder",
+    "tekken", "gpt-4o", "deepseek-v3", "deepseek-coder",
+)  # fmt: skip
+PRE_STRINGS = 70  # of the random strings at the end, beside all that are written here
 OUTPUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "tokenizer_goldens.json"
 
 WRITTEN = [
@@ -131,10 +134,12 @@ def main() -> None:
     vocab = {kind: options.data / "tokenizers" / f"ggml-vocab-{kind}.gguf" for kind in KINDS}
     answers = {kind: tokenize(options.python, path, texts) for kind, path in vocab.items()}
     answers["smollm2"] = tokenize(options.python, options.smollm2, texts)
-    rows = {pre: tokenize(options.python, vocab["gpt-2"], texts[-PRE_STRINGS:], pre)["ids"] for pre in PRE_TOKENIZERS}
+    cut = [*WRITTEN, *texts[-PRE_STRINGS:]]
+    rows = {pre: tokenize(options.python, vocab["gpt-2"], cut, pre)["ids"] for pre in PRE_TOKENIZERS}
     record = {
         "llama_cpp_python": answers["smollm2"]["version"],
         "texts": texts,
+        "pre_texts": cut,
         "files": {name: answer["ids"] for name, answer in answers.items()},
         "pre_tokenizers": rows,
     }

@@ -1,14 +1,16 @@
 """The tokenizer of a checkpoint as GGUF metadata: `tokenizer.huggingface.json` verbatim and `tokenizer.ggml.*`.
 
-Byte-level BPE becomes the model `gpt2` with tokens and merges; BPE with byte fallback becomes `llama` with scores,
-which are the negated ranks of the merges. The second form cannot say everything the first can, so
-readers should prefer the first. Not here: Unigram and WordPiece tokenizers, which the supported families do not use.
+Byte-level BPE becomes the model `gpt2` with tokens and merges, BPE with byte fallback `llama` with scores (the negated
+ranks of the merges), WordPiece `bert`, Unigram `t5` with its character map. These arrays cannot say everything that the
+JSON says, so readers should prefer the JSON; what the arrays leave out becomes a notice. Not here: other kinds.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,16 @@ from typing import Any
 import gguf
 
 from ..errors import ModelFileError, OptionError
+from ..text.pretokenizers import DIGIT, GPT2, find_row
 from .checkpoint import read_json
 from .llama2c import llama2c_tokenizer
 
 _SPACE = "\u2581"
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# what a byte-level tokenizer does before its merges -> tokenizer.ggml.pre
-_PRE_TOKENIZERS = {
-    ("words",): "gpt-2",
-    ("digits", "words"): "smollm",
-    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL,): "llama-bpe",
-    (_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL,): "qwen2",
-}
 # our name -> key of tokenizer.ggml; "seperator" is how the format spells it
-_SPECIAL_KEYS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "mask": "mask", "sep": "seperator"}
+_SPECIAL_KEYS = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "mask": "mask", "sep": "seperator", "cls": "cls"
+}  # fmt: skip
+_JSON_ONLY = "readers that know tokenizer.ggml.* alone will give other tokens"
 
 
 @dataclass(frozen=True)
@@ -83,54 +80,52 @@ def vocabulary_metadata(
     """The metadata and notices. `rows` is the number of embedding rows; rows without a token become unused `[PAD]`s."""
     try:
         tokenizer = json.loads(files.text)
-        model = tokenizer["model"]
-        vocab: dict[str, int] = dict(model["vocab"]) if model.get("type", "BPE") == "BPE" else {}
+        kind = _kind(tokenizer)
+        described = _KINDS[kind](tokenizer) if kind in _KINDS else None
+        vocab = {} if described is None else described.vocab
         added: list[dict[str, Any]] = tokenizer.get("added_tokens") or []
-        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model.get("merges", ())]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        tokens, types = _tokens(files.origin, vocab, added, rows) if vocab else ([], [])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, binascii.Error) as error:
         raise ModelFileError(f"{files.origin}: is not a tokenizer.json: {error!r}") from None
-    byte_level = "ByteLevel" in _types(tokenizer.get("pre_tokenizer")) + _types(tokenizer.get("decoder"))
-    if not vocab or not (byte_level or model.get("byte_fallback")):
-        kind = model.get("type", "BPE") + ("" if not vocab else " without byte level or byte fallback")
+    if described is None or not vocab:
         raise ModelFileError(
-            f"{files.origin}: tokenizer model {kind}, which is not supported; supported: byte-capable BPE"
+            f"{files.origin}: tokenizer model {kind if vocab or described is None else 'without tokens'}, which is not "
+            "supported; supported: byte-capable BPE, WordPiece and Unigram"
         )
-
-    tokens, types = _tokens(files.origin, vocab, added, rows, byte_level, model.get("unk_token"))
+    for index in range(rows):
+        if types[index] == gguf.TokenType.NORMAL and described.is_byte(tokens[index]):
+            types[index] = int(gguf.TokenType.BYTE)
+    if described.unknown in vocab:
+        types[vocab[described.unknown]] = int(gguf.TokenType.UNKNOWN)
     ids = {text: index for index, text in enumerate(tokens)}
-    record: dict[str, Any] = {"tokenizer.ggml.model": "gpt2" if byte_level else "llama"}
-    notices: list[str] = []
-    if byte_level:
-        pre = _pre_tokenizer(tokenizer)
-        if pre == "default":
-            notices.append("the pre-tokenizer is none of the known ones; tokenizer.ggml.pre is 'default'")
-        record["tokenizer.ggml.pre"] = pre
-    else:
-        record["tokenizer.ggml.pre"] = "default"
-        record["tokenizer.ggml.add_space_prefix"] = _adds_space(tokenizer)
-    record["tokenizer.ggml.tokens"] = tokens
-    record["tokenizer.ggml.token_type"] = types
-    if byte_level and merges:
-        if any(" " in part for pair in merges for part in pair):
-            raise ModelFileError(f"{files.origin}: a merge holds a space, which a byte-level tokenizer cannot have")
-        record["tokenizer.ggml.merges"] = [" ".join(pair) for pair in merges]
-    if not byte_level:
-        ranks: dict[str, int] = {}
-        for rank, pair in enumerate(merges):
-            ranks.setdefault("".join(pair), rank)
-        record["tokenizer.ggml.scores"] = [-float(ranks[text] + 1) if text in ranks else 0.0 for text in tokens]
+    written = [described.spell(text, types[index]) for index, text in enumerate(tokens)]
+    record: dict[str, Any] = {
+        "tokenizer.ggml.model": described.model,
+        "tokenizer.ggml.pre": described.pre,
+        "tokenizer.ggml.tokens": written,
+        "tokenizer.ggml.token_type": types,
+        **described.keys,
+    }
+    if described.score is not None:
+        record["tokenizer.ggml.scores"] = [described.score(text) for text in tokens]
+    notices = list(described.notices)
 
     special = {name: _special_id(name, files, model_config, ids) for name in _SPECIAL_KEYS}
     if special["unk"] is None:
-        special["unk"] = ids.get(model.get("unk_token") or "")
+        special["unk"] = ids.get(described.unknown or "")
+    first, last = _framing(tokenizer)
+    if special["bos"] is None:  # of masked language models cls is what a text begins with
+        special["bos"] = special["cls"]
     for name, key in _SPECIAL_KEYS.items():
         if special[name] is not None:
             record[f"tokenizer.ggml.{key}_token_id"] = special[name]
-    first, last = _framing(tokenizer)
-    for flag, framed, token in (("add_bos_token", first, special["bos"]), ("add_eos_token", last, special["eos"])):
+    for flag, framed, role in (
+        ("add_bos_token", first, "bos"), ("add_eos_token", last, "eos"), ("add_sep_token", last, "sep")
+    ):  # fmt: skip
         stated = files.config.get(flag)
-        inferred = framed is not None and ids.get(framed) == token
-        record[f"tokenizer.ggml.{flag}"] = stated if isinstance(stated, bool) else inferred
+        inferred = framed is not None and ids.get(framed) is not None and ids.get(framed) == special[role]
+        if role != "sep" or (inferred and not record["tokenizer.ggml.add_eos_token"]):
+            record[f"tokenizer.ggml.{flag}"] = stated if isinstance(stated, bool) else inferred
     if isinstance(files.chat_template, str):
         record["tokenizer.chat_template"] = files.chat_template
     record["tokenizer.huggingface.json"] = files.text
@@ -139,8 +134,141 @@ def vocabulary_metadata(
     return record, notices
 
 
+@dataclass(frozen=True)
+class _Described:
+    """What a tokenizer.json says, for the arrays.
+
+    model, pre   tokenizer.ggml.model and .pre
+    vocab        text -> id, without added tokens
+    unknown      text of the unknown token
+    keys         further metadata
+    score        of a text, None where the kind has no scores
+    spell        (text, token type) -> text as the kind writes it
+    is_byte      whether a text is a byte piece
+    """
+
+    model: str
+    vocab: dict[str, int]
+    unknown: str | None = None
+    pre: str = "default"
+    keys: dict[str, Any] = field(default_factory=dict)
+    score: Callable[[str], float] | None = None
+    spell: Callable[[str, int], str] = lambda text, kind: text
+    is_byte: Callable[[str], bool] = lambda text: False
+    notices: tuple[str, ...] = ()
+
+
+def _kind(tokenizer: Mapping[str, Any]) -> str:
+    model = tokenizer["model"]
+    kind = str(model.get("type", "BPE"))
+    if kind != "BPE":
+        return kind
+    if "ByteLevel" in _types(tokenizer.get("pre_tokenizer")) + _types(tokenizer.get("decoder")):
+        return "byte-level BPE"
+    return "BPE with byte fallback" if model.get("byte_fallback") else "BPE without byte level or byte fallback"
+
+
+def _byte_level(tokenizer: Mapping[str, Any]) -> _Described:
+    model = tokenizer["model"]
+    merges = _merges(model)
+    if any(" " in part for pair in merges for part in pair):
+        raise ValueError("a merge holds a space, which a byte-level tokenizer cannot have")
+    normalizers = [kind for kind in _types(tokenizer.get("normalizer")) if kind != "Sequence"]
+    nfc, ignore_merges = "NFC" in normalizers, bool(model.get("ignore_merges"))
+    row = find_row(_patterns(tokenizer), nfc, ignore_merges)
+    notices = []
+    if row is None:
+        notices.append(f"the pre-tokenizer is none of the known ones; tokenizer.ggml.pre is 'default', so {_JSON_ONLY}")
+    elif (row.nfc, row.ignore_merges) != (nfc, ignore_merges) or set(normalizers) - {"NFC"}:
+        notices.append(f"tokenizer.ggml.pre '{row.names[0]}' is not quite this tokenizer, so {_JSON_ONLY}")
+    if any(part.get("add_prefix_space") for part in _parts(tokenizer.get("pre_tokenizer"))):
+        notices.append(f"tokenizer.ggml.* cannot ask for a space before the text, so {_JSON_ONLY}")
+    keys = {"tokenizer.ggml.merges": [" ".join(pair) for pair in merges]} if merges else {}
+    pre = "default" if row is None else row.names[0]
+    return _Described("gpt2", dict(model["vocab"]), model.get("unk_token"), pre, keys, notices=tuple(notices))
+
+
+def _sentencepiece(tokenizer: Mapping[str, Any]) -> _Described:
+    model = tokenizer["model"]
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(_merges(model)):
+        ranks.setdefault("".join(pair), rank)
+    return _Described(
+        "llama",
+        dict(model["vocab"]),
+        model.get("unk_token"),
+        keys={"tokenizer.ggml.add_space_prefix": _adds_space(tokenizer)},
+        score=lambda text: -float(ranks[text] + 1) if text in ranks else 0.0,
+        is_byte=_is_byte,
+    )
+
+
+def _word_piece(tokenizer: Mapping[str, Any]) -> _Described:
+    model = tokenizer["model"]
+    mark = model.get("continuing_subword_prefix", "##")
+    normalizer = next((part for part in _parts(tokenizer.get("normalizer")) if part["type"] == "BertNormalizer"), None)
+    notices = []
+    if normalizer is None or mark != "##" or _types(tokenizer.get("pre_tokenizer")) != ["BertPreTokenizer"]:
+        notices.append(f"the normalizer and pre-tokenizer are not those of BERT, so {_JSON_ONLY}")
+    keys = {
+        f"tokenizer.ggml.normalizer.{name}": bool(normalizer[name])
+        for name in ("lowercase", "strip_accents")
+        if normalizer is not None and normalizer.get(name) is not None
+    }
+
+    def spell(text: str, kind: int) -> str:  # words begin with U+2581, the rest of a word has no mark
+        if kind not in (gguf.TokenType.NORMAL, gguf.TokenType.USER_DEFINED) or (text[:1] + text[-1:] == "[]"):
+            return text
+        return text.removeprefix(mark) if text.startswith(mark) and text != mark else _SPACE + text
+
+    vocab, unknown = dict(model["vocab"]), model.get("unk_token")
+    return _Described("bert", vocab, unknown, keys=keys, spell=spell, notices=tuple(notices))
+
+
+def _unigram(tokenizer: Mapping[str, Any]) -> _Described:
+    model = tokenizer["model"]
+    scores = {text: float(score) for text, score in model["vocab"]}
+    parts = _parts(tokenizer.get("normalizer"))
+    charsmap = next((part["precompiled_charsmap"] for part in parts if part["type"] == "Precompiled"), "")
+    squeezes = any(part["type"] == "Replace" and part["pattern"] == {"Regex": " {2,}"} for part in parts)
+    keys: dict[str, Any] = {
+        "tokenizer.ggml.add_space_prefix": _adds_space(tokenizer),
+        "tokenizer.ggml.remove_extra_whitespaces": squeezes
+        or "WhitespaceSplit" in _types(tokenizer.get("pre_tokenizer")),
+    }
+    if charsmap:
+        keys["tokenizer.ggml.precompiled_charsmap"] = list(base64.b64decode(charsmap, validate=True))
+    known = {"Precompiled", "Replace", "Strip"}
+    notices = (f"its normalizer is more than a character map, so {_JSON_ONLY}",)
+    return _Described(
+        "t5",
+        {text: index for index, (text, _) in enumerate(model["vocab"])},
+        None if model.get("unk_id") is None else model["vocab"][model["unk_id"]][0],
+        keys=keys,
+        score=lambda text: scores.get(text, 0.0),
+        is_byte=_is_byte if model.get("byte_fallback") else lambda text: False,
+        notices=notices if {part["type"] for part in parts} - known else (),
+    )
+
+
+_KINDS = {
+    "byte-level BPE": _byte_level,
+    "BPE with byte fallback": _sentencepiece,
+    "WordPiece": _word_piece,
+    "Unigram": _unigram,
+}
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model.get("merges", ())]
+
+
+def _is_byte(text: str) -> bool:
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
 def _tokens(
-    origin: str, vocab: Mapping[str, int], added: list[dict[str, Any]], rows: int, byte_level: bool, unknown: str | None
+    origin: str, vocab: Mapping[str, int], added: list[dict[str, Any]], rows: int
 ) -> tuple[list[str], list[int]]:
     kinds = gguf.TokenType
     highest = max([*vocab.values(), *(token["id"] for token in added)])
@@ -152,13 +280,9 @@ def _tokens(
     types = [int(kinds.UNUSED)] * rows
     for text, index in vocab.items():
         tokens[index], types[index] = text, int(kinds.NORMAL)
-        if not byte_level and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-            types[index] = int(kinds.BYTE)
     for token in added:
         tokens[token["id"]] = token["content"]
         types[token["id"]] = int(kinds.CONTROL if token.get("special") else kinds.USER_DEFINED)
-    if not byte_level and unknown is not None and unknown in vocab:
-        types[vocab[unknown]] = int(kinds.UNKNOWN)
     return tokens, types
 
 
@@ -190,19 +314,22 @@ def _types(component: Any) -> list[str]:
     return [str(part.get("type")) for part in _parts(component)]
 
 
-def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
-    steps: list[str] = []
+def _patterns(tokenizer: Mapping[str, Any]) -> list[str]:
+    """The regular expressions by which text is cut; one that no table has for a step of another kind."""
+    found: list[str] = []
     for part in _parts(tokenizer.get("pre_tokenizer")):
-        kind = part.get("type")
+        kind, pattern = part.get("type"), part.get("pattern", {})
+        # "Removed" and inverted keeps the matches alone, which cover the text in every known tokenizer
+        whole = (part.get("behavior"), bool(part.get("invert"))) in (("Isolated", False), ("Removed", True))
         if kind == "ByteLevel":
-            steps += ["words"] if part.get("use_regex", True) else []
+            found += [GPT2] if part.get("use_regex", True) else []
         elif kind == "Digits" and part.get("individual_digits"):
-            steps.append("digits")
-        elif kind == "Split" and "Regex" in part.get("pattern", {}):
-            steps.append(part["pattern"]["Regex"])
+            found.append(DIGIT)
+        elif kind == "Split" and whole and "Regex" in pattern:
+            found.append(pattern["Regex"])
         else:
-            steps.append(f"another: {kind}")
-    return _PRE_TOKENIZERS.get(tuple(steps), "default")
+            found.append(f"another: {kind}")
+    return found
 
 
 def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
@@ -221,4 +348,6 @@ def _framing(tokenizer: Mapping[str, Any]) -> tuple[str | None, str | None]:
         if part.get("type") == "TemplateProcessing" and part.get("single"):
             ends = [piece.get("SpecialToken", {}).get("id") for piece in part["single"]]
             return ends[0], ends[-1]
+        if part.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return part["cls"][0], part["sep"][0]
     return None, None

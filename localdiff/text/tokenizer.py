@@ -1,8 +1,8 @@
 """Text to token ids and back.
 
-A Tokenizer is built from GGUF metadata (vocabulary.py) and adds what lies around the encoding of ordinary text:
-control tokens, which come from text only where the caller asks for them, the bos token, and decoding byte by byte, so
-that text can be shown while it settles. Instances are immutable for callers and may be shared between threads.
+A Tokenizer is built from GGUF metadata (ggml.py, huggingface.py) and adds what lies around the encoding of ordinary
+text: control tokens, which come from text only where the caller asks for them, the bos token, and decoding byte by
+byte, so that text can be shown while it settles. Instances are immutable and may be shared between threads.
 Not here: chat templates (chat.py), reading files.
 """
 
@@ -12,16 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from localdiff.errors import LocaldiffError, ModelFileError, OptionError
-from localdiff.text import vocabulary
+from localdiff.text.ggml import from_ggml
+from localdiff.text.huggingface import from_json
 from localdiff.text.vocabulary import BYTE, CONTROL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
 
 _NO_TOKEN = 2**32 - 1  # what some writers store for "none"
+# role -> keys, the first present counts; vocabularies of masked language models begin with cls and end with sep
 _ROLES = {
-    "bos": "tokenizer.ggml.bos_token_id",
-    "eos": "tokenizer.ggml.eos_token_id",
-    "eot": "tokenizer.ggml.eot_token_id",
-    "mask": "tokenizer.ggml.mask_token_id",
-    "pad": "tokenizer.ggml.padding_token_id",
+    "bos": ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.cls_token_id"),
+    "eos": ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.seperator_token_id"),
+    "eot": ("tokenizer.ggml.eot_token_id",),
+    "mask": ("tokenizer.ggml.mask_token_id",),
+    "pad": ("tokenizer.ggml.padding_token_id",),
 }
 # Ends of a turn by their usual texts: for files that do not name one, and control tokens whatever type a file gives.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>", "<|role_end|>", "<|eot|>")
@@ -66,15 +68,15 @@ class Tokenizer:
         """Build the tokenizer that a GGUF file describes.
 
         metadata   key -> str, int, float, bool or list of these, as in the file; `tokenizer.huggingface.json` is used
-                   where present, else `tokenizer.ggml.*` of the kinds 'gpt2' and 'llama'
+                   where present, else `tokenizer.ggml.*` of the kinds 'gpt2', 'llama', 'bert' and 't5'
         raises     ModelFileError where the description is damaged, incomplete or of another kind
         """
         source = metadata.get("tokenizer.huggingface.json")
         if source is None:
-            vocab = vocabulary.from_ggml(metadata)
+            vocab = from_ggml(metadata)
         else:
-            vocab = vocabulary.from_json(source, len(metadata.get("tokenizer.ggml.tokens") or ()))
-        roles = {role: _role(metadata, key, len(vocab.texts)) for role, key in _ROLES.items()}
+            vocab = from_json(source, len(metadata.get("tokenizer.ggml.tokens") or ()))
+        roles = {role: _role(metadata, keys, len(vocab.texts)) for role, keys in _ROLES.items()}
         if roles["eot"] is None:
             control = {text: token for token, text in enumerate(vocab.texts) if vocab.types[token] == CONTROL}
             roles["eot"] = next((control[text] for text in _TURN_ENDS if text in control), None)
@@ -246,10 +248,11 @@ class _Finder:
         return parts
 
 
-def _role(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
-    token = metadata.get(key)
-    if token is None or token == _NO_TOKEN:
+def _role(metadata: Mapping[str, Any], keys: Iterable[str], size: int) -> int | None:
+    key = next((key for key in keys if metadata.get(key, _NO_TOKEN) != _NO_TOKEN), None)
+    if key is None:
         return None
+    token = metadata[key]
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
         raise ModelFileError(f"{key} is {token!r}, expected a token id from 0 to {size - 1}; convert the model again")
     return token
