@@ -24,8 +24,9 @@ from .generation import DenoiseStream, Generation, Setup
 from .infill import check_parts, parse_infill
 from .options import GenerateOptions, merge
 from .page import Page
+from .presets import record_in_force
 from .sessions import SessionPool
-from .spec import ATTENTION_KINDS, DiffusionSpec, resolve
+from .spec import ATTENTION_KINDS, DiffusionSpec
 
 if TYPE_CHECKING:
     from .text import ChatTemplate, Tokenizer
@@ -61,15 +62,16 @@ def load(
     where = EMBEDDED if path is None else Path(path)
     with File.open(where, access) as file:
         metadata = file.metadata
-        spec = resolve(metadata, diffusion)
+        found = record_in_force(metadata, diffusion)
         engine = EngineModel(file, isa=isa, threads=threads)
-        return Model(engine, dict(metadata), spec, where, threads)
+        return Model(engine, dict(metadata), found.spec, where, threads, found.notices)
 
 
 class Model:
     """A loaded model.
 
     spec            the diffusion record in force, None for an ordinary model (then only logits work)
+    notices         sentences a user should see: what the record was guessed from
     path, metadata  of the file
     info            shape and kernel row (engine.ModelInfo)
     """
@@ -81,9 +83,11 @@ class Model:
         spec: DiffusionSpec | None,
         path: Path,
         threads: int | None = None,
+        notices: tuple[str, ...] = (),
     ) -> None:
         self.info = engine.info
         self.spec = spec
+        self.notices = notices
         self.path = path
         self.metadata = metadata
         if spec is not None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localdiff.errors import ModelFileError, OptionError
-from localdiff.spec import ATTENTION_KINDS, PRESETS, DiffusionSpec, parse_override, resolve
+from localdiff.presets import PRESETS, parse_override, resolve
+from localdiff.spec import ATTENTION_KINDS, DiffusionSpec
 
 ORDINARY = {"general.architecture": "llama"}
 FULL = DiffusionSpec(
@@ -46,12 +47,6 @@ def test_ordinary_models_have_no_record() -> None:
     assert resolve(ORDINARY, None) is None
 
 
-def test_architectures_that_are_always_diffusion_models() -> None:
-    dream = {"general.architecture": "dream", "tokenizer.ggml.mask_token_id": 151666}
-    assert DiffusionSpec.from_gguf(dream) == DiffusionSpec(151666, True)
-    assert DiffusionSpec.from_gguf(dream | {"general.architecture": "llada"}) == DiffusionSpec(151666, False)
-
-
 def test_explicit_wins_over_the_file_and_the_file_over_a_preset() -> None:
     metadata = ORDINARY | DiffusionSpec(7, False, steps=9).to_gguf("llama")
     assert resolve(metadata, None) == DiffusionSpec(7, False, steps=9)
@@ -59,12 +54,14 @@ def test_explicit_wins_over_the_file_and_the_file_over_a_preset() -> None:
     assert found is not None
     assert (found.mask_token, found.logit_shift, found.steps) == (7, False, 9)  # the file's
     assert (found.temperature, found.attention) == (0.5, "causal")  # explicit
-    assert (found.top_p, found.decoder, found.pad_token) == (0.9, "random-keep", 30399)  # the preset's
+    assert (found.top_p, found.decoder) == (0.9, "random-keep")  # the preset's
+    assert found.pad_token is None  # not the preset's: its mask token is another, so its vocabulary is
 
 
 def test_an_override_makes_a_diffusion_model_of_an_ordinary_one() -> None:
     assert resolve(ORDINARY, "mask=811,shift=1,attn=full") == DiffusionSpec(811, True)
     assert resolve(ORDINARY, "diffullama") == PRESETS["diffullama"]
+    assert resolve(ORDINARY | DiffusionSpec(7, False).to_gguf("llama"), "shift=1") == DiffusionSpec(7, True)
     assert resolve(ORDINARY | {"tokenizer.ggml.mask_token_id": 5}, "shift=0") == DiffusionSpec(5, False)
 
 

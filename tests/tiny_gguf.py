@@ -13,14 +13,14 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% 
 
 def write_tiny(
     path: Path, *, record: bool = True, arch: str = "llama", context: int = 64, dim: int = 32, layers: int = 1,
-    kind: str = "F32", **metadata: Any,
+    kind: str = "F32", name: str = "tiny", **metadata: Any,
 ) -> Path:  # fmt: skip
     """Write a model with matrices of one type; record: with a diffusion record whose mask is the tokenizer's."""
     ffn, heads = 2 * dim, 2
     text = tiny_bpe(**metadata)
     vocab = len(text["tokenizer.ggml.tokens"])
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_name("tiny")
+    writer.add_name(name)
     writer.add_context_length(context)
     writer.add_embedding_length(dim)
     writer.add_block_count(layers)

@@ -14,7 +14,8 @@ import torch
 
 from ..atomic import atomic_file
 from ..errors import OptionError
-from ..spec import RECORD_FILE, DiffusionSpec, parse_override
+from ..presets import parse_override
+from ..spec import RECORD_FILE, DiffusionSpec
 from . import checkpoint
 from .base import Base, choose_mask, from_scratch, load_base, load_folder
 from .bound import autoregressive_nll, diffusion_bound

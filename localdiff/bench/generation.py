@@ -10,7 +10,8 @@ from typing import Any
 
 from ..engine import EngineModel, File
 from ..model import Model
-from ..spec import DiffusionSpec, resolve
+from ..presets import resolve
+from ..spec import DiffusionSpec
 from .forward import random_tokens
 
 PROMPT = 32

@@ -45,7 +45,7 @@ def command(
     from ..bench.forward import measure_forwards
     from ..bench.generation import measure_generation
     from ..engine import EngineModel, File
-    from ..spec import resolve
+    from ..presets import resolve
 
     progress = _Progress()
     try:

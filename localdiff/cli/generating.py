@@ -73,13 +73,16 @@ def _is(test: Callable[[], bool]) -> bool:
 def load(model: str | None, values: dict[str, Any]) -> Model:
     from ..model import load as load_model
 
-    return load_model(
+    loaded = load_model(
         model,
         device=values["device"],
         threads=values["threads"],
         isa=values["isa"],
         diffusion=values["diffusion"],
     )
+    for notice in loaded.notices:
+        print(f"localdiff: {notice}", file=sys.stderr)
+    return loaded
 
 
 def options(values: dict[str, Any]) -> GenerateOptions:

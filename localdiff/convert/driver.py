@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ModelFileError, OptionError
-from ..spec import DiffusionSpec, resolve
+from ..presets import resolve
+from ..spec import DiffusionSpec, has_record
 from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family, refuse_quantised
 from .family import Config
@@ -145,7 +146,7 @@ def _plan_copy(source: Path, diffusion: str | None, name: str | None) -> _Plan:
         raise ModelFileError(f"{source}: has no {absent}, expected the GGUF file of a language model")
     plain = {key: typed.value for key, typed in metadata.items()} | {"general.architecture": arch}
     if diffusion is None:
-        found = "no diffusion record" if DiffusionSpec.from_gguf(plain) is None else "a diffusion record already"
+        found = "a diffusion record already" if has_record(plain) else "no diffusion record"
         raise OptionError(f"{source}: has {found}; give --diffusion to write one, else a copy would change nothing")
     spec = resolve(plain, diffusion)
     if spec is not None:

@@ -56,7 +56,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Family:
-    model_types: Mapping[str, str | None]  # of config.json -> row of spec.PRESETS; None = no diffusion model by itself
+    model_types: Mapping[str, str | None]  # of config.json -> row of presets.TABLE; None = no diffusion model by itself
     arch: str  # general.architecture
     embedding: tuple[str, ...]  # source names of the token embedding, [vocab, dim]
     rows: tuple[Row, ...]

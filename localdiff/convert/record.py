@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
-from ..spec import PRESETS, RECORD_FILE, DiffusionSpec, resolve
+from ..presets import PRESETS, resolve
+from ..spec import RECORD_FILE, DiffusionSpec
 from .family import Config
 
 _MASK_KEY = "tokenizer.ggml.mask_token_id"
