@@ -160,7 +160,7 @@ def test_info_shows_the_record_and_the_types(model: Path) -> None:
     assert facts["types"]["F32"]["tensors"] == len(facts["tensors"]) == 12
     shown = localdiff("info", model).stdout
     assert re.search(r"mask_token +262", shown)
-    assert re.search(r"F32 +12 tensors", shown)
+    assert re.search(r"F32 +100.0 % +12 tensors", shown)
 
 
 def test_info_shows_files_that_cannot_be_run(folder: Path, plain: Path) -> None:

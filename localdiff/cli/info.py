@@ -1,11 +1,16 @@
-"""`localdiff info`: what a GGUF file holds - any GGUF file, also of architectures that cannot be run."""
+"""`localdiff info`: what a GGUF file holds - any GGUF file, also of architectures that cannot be run.
+
+First what a user asks (family, tokenizer, weights, how it is denoised, memory), then every key. The record shown is the
+one that `run` would use with the same --diffusion, with where it comes from. Not here: memory for a given length
+(`plan`), the values of tensors.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,40 +19,42 @@ from ..errors import LocaldiffError
 
 if TYPE_CHECKING:
     from ..engine import File
+    from ..spec import DiffusionSpec
 
 LONG_ARRAY = 16  # longer arrays are shown by their length
+_TOKENIZERS = {
+    "gpt2": "byte-level BPE", "llama": "SentencePiece BPE", "bert": "WordPiece", "t5": "Unigram"
+}  # fmt: skip
 
 
 @click.command(short_help="show what a GGUF file holds")
 @click.argument("file", metavar="FILE.gguf")
+@click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: show the record with these values")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-def command(file: str, as_json: bool) -> None:
-    """Show metadata, tensor types and the diffusion record of FILE.gguf."""
+def command(file: str, diffusion: str | None, as_json: bool) -> None:
+    """Show family, tokenizer, weight types, diffusion record, memory need and metadata of FILE.gguf."""
     from ..engine import File
 
     with File.open(file) as opened:
-        facts = _facts(opened)
+        facts = _facts(opened, diffusion)
+    facts["memory"] = _memory(file)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
         _print(facts)
 
 
-def _facts(file: File) -> dict[str, Any]:
+def _facts(file: File, diffusion: str | None) -> dict[str, Any]:
     metadata = {key: _short(file, key) for key in file.metadata}
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for tensor in file.tensors:
-        counts[tensor.type] += 1
-        sizes[tensor.type] += tensor.nbytes
     return {
         "path": str(file.path),
         "file_bytes": file.path.stat().st_size,
         "arch": metadata.get("general.architecture"),
         "name": metadata.get("general.name"),
         "parameters": sum(math.prod(tensor.shape) for tensor in file.tensors),
-        "types": {name: {"tensors": counts[name], "bytes": sizes[name]} for name in sizes},
-        "diffusion": _record(file),
+        "types": _types(file),
+        "tokenizer": _tokenizer(file),
+        **_record(file, diffusion),
         "metadata": metadata,
         "tensors": [
             {"name": tensor.name, "type": tensor.type, "shape": list(tensor.shape), "bytes": tensor.nbytes}
@@ -56,14 +63,89 @@ def _facts(file: File) -> dict[str, Any]:
     }
 
 
-def _record(file: File) -> dict[str, Any] | None:
-    from ..spec import DiffusionSpec
+def _types(file: File) -> dict[str, dict[str, Any]]:
+    """Per tensor type, the most used first: tensors, bytes, and the share of all weights."""
+    found: dict[str, dict[str, Any]] = {}
+    for tensor in file.tensors:
+        entry = found.setdefault(tensor.type, {"tensors": 0, "bytes": 0, "weights": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.nbytes
+        entry["weights"] += math.prod(tensor.shape)
+    total = sum(entry["weights"] for entry in found.values())
+    for entry in found.values():
+        entry["share"] = round(entry["weights"] / total, 6) if total else 0.0
+    return dict(sorted(found.items(), key=lambda item: -item[1]["weights"]))
+
+
+def _tokenizer(file: File) -> dict[str, Any] | None:
+    tokens = file.metadata.count("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in file.metadata else None
+    kind = file.metadata.get("tokenizer.ggml.model")
+    if kind is None and tokens is None:
+        return None
+    return {
+        "kind": kind,
+        "pre": file.metadata.get("tokenizer.ggml.pre"),
+        "tokens": tokens,
+        "huggingface": "tokenizer.huggingface.json" in file.metadata,
+        "chat_template": "tokenizer.chat_template" in file.metadata,
+    }
+
+
+def _record(file: File, diffusion: str | None) -> dict[str, Any]:
+    """The record in force, the family it belongs to, and how it decodes."""
+    from ..presets import recognise, record_in_force
+    from ..spec import has_record
+
+    family = recognise(file.metadata)
+    facts: dict[str, Any] = {"family": family, "diffusion": None, "sampler": None, "notices": []}
+    try:
+        found = record_in_force(file.metadata, diffusion)
+    except LocaldiffError as error:
+        if diffusion is not None:
+            raise
+        return facts | {"diffusion": {"error": str(error)}}  # the rest of the file can still be shown
+    if found.spec is None:
+        return facts
+    return facts | {
+        "family": found.preset or family,
+        "sources": [
+            *([f"preset {found.preset}"] if found.preset else []),
+            *(["the file"] if has_record(file.metadata) else []),
+            *(["--diffusion"] if diffusion is not None else []),
+        ],
+        "diffusion": dataclasses.asdict(found.spec),
+        "sampler": _sampler(found.spec),
+        "mask_text": _token(file, found.spec.mask_token),
+        "notices": list(found.notices),
+    }
+
+
+def _sampler(spec: DiffusionSpec) -> dict[str, Any]:
+    """The settings in force where the caller gives none; steps None = one for each token."""
+    from ..decode.table import settings_for
+    from ..options import GenerateOptions
+
+    endless = 2**31 - 1
+    try:
+        shown = settings_for(GenerateOptions(), spec, endless).shown()
+    except LocaldiffError as error:
+        return {"error": str(error)}
+    return shown | ({"steps": None} if shown.get("steps") == endless else {})
+
+
+def _token(file: File, token: int) -> str | None:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    return str(tokens[token]) if isinstance(tokens, list) and token < len(tokens) else None
+
+
+def _memory(file: str) -> dict[str, Any]:
+    """What one canvas as long as the context takes; the reason where the model cannot be run."""
+    from ..planning import plan_memory
 
     try:
-        spec = DiffusionSpec.from_gguf(file.metadata)
-    except LocaldiffError as error:  # the rest of the file can still be shown
+        return dataclasses.asdict(plan_memory(file))
+    except LocaldiffError as error:
         return {"error": str(error)}
-    return None if spec is None else dataclasses.asdict(spec)
 
 
 def _short(file: File, key: str) -> Any:
@@ -72,30 +154,73 @@ def _short(file: File, key: str) -> Any:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    lines = [
-        ("file", f"{facts['path']}, {facts['file_bytes']:,} bytes"),
-        ("architecture", f"{facts['arch']}"),
-        ("name", f"{facts['name']}"),
-        ("parameters", f"{facts['parameters']:,} in {len(facts['tensors'])} tensors"),
-    ]
-    lines += [
-        (f"  {name}", f"{each['tensors']:,} tensors, {each['bytes']:,} bytes") for name, each in facts["types"].items()
-    ]
-    record = facts["diffusion"]
-    if record is None:
-        lines.append(("diffusion", "no record; to run it give --diffusion mask=ID,shift=0|1 or a preset"))
-    else:
-        lines.append(("diffusion", ""))
-        lines += [(f"  {name}", _value(value)) for name, value in record.items() if value is not None]
-    lines.append(("metadata", f"{len(facts['metadata'])} keys"))
+    lines = [*_summary(facts), ("metadata", f"{len(facts['metadata'])} keys")]
     lines += [(f"  {key}", _value(value)) for key, value in facts["metadata"].items()]
     width = max(len(name) for name, _ in lines if len(name) <= 48)
     for name, value in lines:
         print(f"{name:{width}}  {value}".rstrip())
 
 
+def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "file", _plain(f"{facts['path']}, {facts['file_bytes']:,} bytes")
+    yield "name", _plain(str(facts["name"]))
+    yield "architecture", _plain(str(facts["arch"]))
+    unnamed = "no known diffusion model" if facts["diffusion"] is None else "a diffusion model by its own record"
+    yield "family", facts["family"] or unnamed
+    tokenizer = facts["tokenizer"]
+    if tokenizer is None:
+        yield "tokenizer", "none"
+    else:
+        kind = _TOKENIZERS.get(tokenizer["kind"], f"of kind {tokenizer['kind']}")
+        cut = f", cut as {tokenizer['pre']}" if tokenizer["kind"] == "gpt2" else ""
+        chat = ", with a chat template" if tokenizer["chat_template"] else ""
+        yield "tokenizer", _plain(f"{kind}{cut}, {tokenizer['tokens'] or 0:,} tokens{chat}")
+    bits = 8 * sum(each["bytes"] for each in facts["types"].values()) / max(1, facts["parameters"])
+    yield "weights", f"{facts['parameters']:,} in {len(facts['tensors'])} tensors, {bits:.2f} bits each"
+    for name, each in facts["types"].items():
+        yield f"  {name}", f"{100 * each['share']:5.1f} %  {each['tensors']:,} tensors, {each['bytes']:,} bytes"
+    yield from _denoising(facts)
+    memory = facts["memory"]
+    if "error" in memory:
+        yield "memory", _plain(memory["error"])
+    else:
+        mib = {name: f"{memory[name] / 2**20:,.0f} MiB" for name in ("total", "weights", "session")}
+        yield "memory", (
+            f"{mib['total']} at {memory['length']} positions: weights {mib['weights']}, session {mib['session']}; "
+            "other lengths: localdiff plan"
+        )
+
+
+def _denoising(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    record, sampler = facts["diffusion"], facts["sampler"]
+    if record is None:
+        yield "diffusion", "no record; to run it give --diffusion mask=ID,shift=0|1 or a preset"
+        return
+    if "error" in record:
+        yield "diffusion", _plain(record["error"])
+        return
+    later = "; what stands later wins" if len(facts["sources"]) > 1 else ""
+    yield "diffusion", f"from {', '.join(facts['sources'])}{later}"
+    for notice in facts["notices"]:
+        yield "  notice", _plain(notice)
+    for name, value in record.items():
+        if value is None or value == () or name in ("decoder", "steps", "temperature", "top_p", "threshold"):
+            continue
+        text = f" {_value(facts['mask_text'])}" if name == "mask_token" and facts["mask_text"] is not None else ""
+        yield f"  {name}", _value(value) + text
+    if sampler is not None:
+        settings = [f"{name} {_plain(str(value))}" for name, value in sampler.items() if name != "decoder"]
+        settings = ["one step for each token" if each == "steps None" else each for each in settings]
+        yield "  sampler", ", ".join([str(sampler.get("decoder", "")), *settings]).lstrip(", ")
+
+
 def _value(value: Any) -> str:
     """One line of at most 100 characters that a terminal can show."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | list | tuple | bool) else str(value)
-    text = "".join(char if char.isprintable() else "\ufffd" for char in text)
+    text = _plain(text)
     return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def _plain(text: str) -> str:
+    """`text` without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
