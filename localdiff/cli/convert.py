@@ -14,9 +14,16 @@ import click
 @click.option("--type", "kind", metavar="TYPE", help="type of the weights: f32, f16 (default), bf16, q8_0, q4_0, q4_1")
 @click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: the diffusion record, or changes to it")
 @click.option("--tokenizer", metavar="PATH", help="tokenizer folder or file, where it does not lie beside the weights")
+@click.option("--lora", metavar="DIR", help="PEFT adapter to merge into the weights")
 @click.option("--name", help="name of the model in the file")
 def command(
-    source: str, output: str, kind: str | None, diffusion: str | None, tokenizer: str | None, name: str | None
+    source: str,
+    output: str,
+    kind: str | None,
+    diffusion: str | None,
+    tokenizer: str | None,
+    lora: str | None,
+    name: str | None,
 ) -> None:
     """Convert HF_DIR, a llama2.c .bin, or a .gguf file without a diffusion record."""
     from ..convert import convert
@@ -27,10 +34,16 @@ def command(
         if shown:
             print(f"\r{done}/{total} {tensor[:60]}\x1b[K", end="", file=sys.stderr, flush=True)
 
-    path = Path(tokenizer) if tokenizer else None
     try:
         report = convert(
-            Path(source), Path(output), type=kind, diffusion=diffusion, tokenizer=path, name=name, progress=progress
+            Path(source),
+            Path(output),
+            type=kind,
+            diffusion=diffusion,
+            tokenizer=Path(tokenizer) if tokenizer else None,
+            lora=Path(lora) if lora else None,
+            name=name,
+            progress=progress,
         )
     finally:
         if shown:

@@ -5,7 +5,8 @@ checkpoint.py   folders, shards, names         tensors.py     tensors whose valu
 safetensors_file.py, torch_file.py, llama2c.py, gguf_file.py the files
 storage.py      weight types and encoding      vocabulary.py  tokenizers as metadata
 writing.py      GGUF, streamed and validated   rope.py        row orders of Q and K
-pickled.py      pickles as data
+pickled.py      pickles as data                lora.py        PEFT adapters, merged
+matching.py     which tensor goes where        record.py      the diffusion record
 """
 
 from .driver import ConvertReport, convert

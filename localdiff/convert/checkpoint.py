@@ -1,8 +1,8 @@
 """Reading of checkpoints: which files of a folder hold the tensors, and under which names.
 
 An HF folder holds config.json and either safetensors or pytorch_model.bin, each one file or shards listed by an index,
-which must agree with what the shards hold. Wrapper prefixes are cut off, so that the families see one spelling. Not
-here: the files themselves (safetensors_file.py, torch_file.py, llama2c.py), what the tensors mean.
+which must agree with what the shards hold. Not here: the files themselves (safetensors_file.py, torch_file.py,
+llama2c.py), what the tensors mean (matching.py).
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from .safetensors_file import read_safetensors
 from .tensors import TensorSource
 from .torch_file import read_torch
 
-# Prefixes of wrappers: distributed training, DiffuGPT and DiffuLLaMA, HF's task classes. Cut off in any order.
-_PREFIXES = ("module.", "denoise_model.", "transformer.", "model.")
 # What bitsandbytes stores beside its packed weights, at 4 and at 8 bits.
 _PACKED = (".absmax", ".quant_map", ".SCB", ".weight_format")
 
@@ -32,7 +30,7 @@ Read = Callable[[Path], list[TensorSource]]
 class Checkpoint:
     config: dict[str, Any]
     origin: str  # for messages about the configuration
-    tensors: dict[str, TensorSource]  # by name without wrapper prefixes
+    tensors: dict[str, TensorSource]  # by name in the files
     files: tuple[Path, ...]  # what was read
 
 
@@ -49,7 +47,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_llama2c(path: Path) -> Checkpoint:
     config, arrays = read_llama2c(path)
     sources = [TensorSource(name, array.shape, _holding(array)) for name, array in arrays.items()]
-    return Checkpoint(config, str(path), _plain_names(sources, path), (path,))
+    return Checkpoint(config, str(path), _by_name(sources, path), (path,))
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -64,7 +62,7 @@ def open_folder(folder: Path) -> Checkpoint:
         if found is not None:
             sources, files = found
             _refuse_packed(sources, folder)
-            return Checkpoint(config, str(config_path), _plain_names(sources, folder), (config_path, *files))
+            return Checkpoint(config, str(config_path), _by_name(sources, folder), (config_path, *files))
     raise ModelFileError(f"{folder}: has no weights, expected model.safetensors, its shards or pytorch_model.bin")
 
 
@@ -112,15 +110,12 @@ def _refuse_packed(sources: list[TensorSource], folder: Path) -> None:
             )
 
 
-def _plain_names(sources: list[TensorSource], origin: Path) -> dict[str, TensorSource]:
+def _by_name(sources: list[TensorSource], origin: Path) -> dict[str, TensorSource]:
     tensors: dict[str, TensorSource] = {}
     for source in sources:
-        name = source.name
-        while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
-            name = name[len(prefix) :]
-        if name in tensors:
-            raise ModelFileError(f"{origin}: {tensors[name].name} and {source.name} are the same tensor, expected one")
-        tensors[name] = source
+        if source.name in tensors:
+            raise ModelFileError(f"{origin}: {source.name} is in two of its shards, expected one")
+        tensors[source.name] = source
     return tensors
 
 

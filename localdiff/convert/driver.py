@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family, refuse_quantised
 from .family import Config
 from .gguf_file import open_gguf
+from .lora import merge
 from .matching import FileTensor, match, plain_names
 from .record import find_record
 from .storage import STORAGE_TYPES, StorageType, choose_type, encode, find_type, stored_bytes
@@ -67,6 +68,7 @@ def convert(
     type: str | None = None,
     diffusion: str | None = None,
     tokenizer: Path | None = None,
+    lora: Path | None = None,
     name: str | None = None,
     progress: Progress | None = None,
     overwrite: bool = True,
@@ -78,13 +80,14 @@ def convert(
     type       f32, f16, bf16, q8_0, q4_0 or q4_1; None = f16, and the types as they are for a .gguf file
     diffusion  the text of --diffusion; replaces fields of the source's record, or is the record where it has none
     tokenizer  an HF folder, a tokenizer.json or a llama2.c tokenizer; None = the one in the source's folder
+    lora       the folder of a PEFT adapter, merged into the weights
     name       general.name; None = the source's own
     progress   called after each tensor with its name, the tensors done and the tensors in all
     overwrite  False refuses an existing `out`; a file that is read is never overwritten
     raises     ModelFileError, OptionError; `out` is then as it was before
     """
     source, out = Path(source), Path(out)
-    plan = _plan(source, type, diffusion, tokenizer, name)
+    plan = _plan(source, type, diffusion, tokenizer, lora, name)
     for path in plan.sources:
         if out.exists() and path.exists() and out.samefile(path):
             raise OptionError(f"{out}: is read by this conversion, so it cannot be its result; choose another name")
@@ -103,16 +106,23 @@ def convert(
     )
 
 
-def _plan(source: Path, type: str | None, diffusion: str | None, tokenizer: Path | None, name: str | None) -> _Plan:
+def _plan(
+    source: Path,
+    type: str | None,
+    diffusion: str | None,
+    tokenizer: Path | None,
+    lora: Path | None,
+    name: str | None,
+) -> _Plan:
     if not source.exists():
         raise ModelFileError(f"{source}: no such file or folder")
     if source.is_dir():
         refuse_quantised(source)
-        return _plan_checkpoint(open_folder(source), source, find_type(type or "f16"), diffusion, tokenizer, name)
+        return _plan_checkpoint(open_folder(source), source, find_type(type or "f16"), diffusion, tokenizer, lora, name)
     with source.open("rb") as file:
         start = file.read(4)
     if start == b"GGUF":
-        for option, value in (("type", type), ("tokenizer", tokenizer)):
+        for option, value in (("type", type), ("tokenizer", tokenizer), ("lora", lora)):
             if value is not None:
                 raise OptionError(
                     f"{source}: a GGUF file is copied as it is, so --{option} cannot be honoured; leave it out"
@@ -124,7 +134,7 @@ def _plan(source: Path, type: str | None, diffusion: str | None, tokenizer: Path
         raise OptionError(
             f"{source}: is not a GGUF file; if it is a llama2.c checkpoint, name its tokenizer with --tokenizer"
         )
-    return _plan_checkpoint(open_llama2c(source), source, find_type(type or "f16"), diffusion, tokenizer, name)
+    return _plan_checkpoint(open_llama2c(source), source, find_type(type or "f16"), diffusion, tokenizer, lora, name)
 
 
 def _plan_copy(source: Path, diffusion: str | None, name: str | None) -> _Plan:
@@ -175,6 +185,7 @@ def _plan_checkpoint(
     wanted: StorageType,
     diffusion: str | None,
     tokenizer: Path | None,
+    lora: Path | None,
     name: str | None,
 ) -> _Plan:
     family, preset = find_family(checkpoint.config, checkpoint.origin)
@@ -182,7 +193,12 @@ def _plan_checkpoint(
     config = Config(fields, checkpoint.origin)
     tensors = plain_names(family, checkpoint.tensors, source)
     description = family.describe(config, {plain: tensor.shape for plain, tensor in tensors.items()})
+    merged = merge(tensors, lora, family, description.tied) if lora else None
+    if merged is not None:
+        tensors = merged.tensors
     matched, notices = match(family, description, tensors, source)
+    if merged is not None:
+        notices.append(merged.notice)
     rows = matched[0].shape[0]
     files = load_tokenizer(tokenizer or source)
     vocabulary, more_notices = vocabulary_metadata(files, fields, rows)
@@ -219,7 +235,7 @@ def _plan_checkpoint(
         notices.append(f"rows not divisible by 32, stored as f16 instead of {wanted.name}: {', '.join(widened)}")
     if wanted.head is not None:
         notices.append(f"the token embedding and the head are stored as {wanted.head} where their rows allow it")
-    sources = (*checkpoint.files, *files.files)
+    sources = (*checkpoint.files, *files.files, *(merged.files if merged else ()))
     return _Plan(family.arch, name, metadata, planned, spec, notices + more_notices, sources)
 
 

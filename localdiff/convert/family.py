@@ -1,7 +1,7 @@
 """What the converter must know about a model family, as data: tensor names, shapes, and the metadata keys.
 
 A family file holds a table of rows and one function from config.json to sizes and keys; matching.py and driver.py do
-the rest. Source names are those of plain HF checkpoints without wrapper prefixes (checkpoint.py), target names
+the rest. Source names are those of plain HF checkpoints without wrapper prefixes (matching.py), target names
 llama.cpp's, and so are the layouts: what its converter permutes, stacks or cuts is permuted, stacked or cut here.
 """
 
@@ -65,7 +65,7 @@ class Family:
     describe: Callable[[Config, Mapping[str, tuple[int, ...]]], Description]  # config and source shapes
     architectures: Mapping[str, str | None] = field(default_factory=dict)  # the same by class, which wins
     heads: tuple[str, ...] = ("lm_head.weight",)  # source names of the output matrix, [vocab, dim]
-    prefixes: tuple[str, ...] = ()  # cut off source names
+    prefixes: tuple[str, ...] = ()  # cut off source names like those of wrappers
     section: str = ""  # of config.json: where the fields of the text model are
 
 

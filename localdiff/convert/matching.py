@@ -1,7 +1,7 @@
 """From the tensors of a checkpoint to those of the file, by the table of their family; nothing is read here.
 
-Names are matched whole, after the family's prefixes are cut off. Every tensor must have its row and every row its
-tensor; what is missing, unused or of another shape is refused at once and all together.
+Names are matched whole, after the prefixes of wrappers and of the family are cut off. Every tensor must have its row
+and every row its tensor; what is missing, unused or of another shape is refused at once and all together.
 """
 
 from __future__ import annotations
@@ -29,13 +29,23 @@ class FileTensor:
     exact: bool = False  # float32, whatever type is asked for
 
 
+# Prefixes of wrappers: PEFT, distributed training, DiffuGPT and DiffuLLaMA, HF's task classes.
+_WRAPPERS = ("base_model.", "module.", "denoise_model.", "transformer.", "model.")
+
+
+def plain_name(family: Family, name: str) -> str:
+    """A name without the prefixes of wrappers and of the family, cut off in any order."""
+    prefixes = (*_WRAPPERS, *family.prefixes)
+    while prefix := next((prefix for prefix in prefixes if name.startswith(prefix)), None):
+        name = name[len(prefix) :]
+    return name
+
+
 def plain_names(family: Family, tensors: Mapping[str, TensorSource], source: Path) -> dict[str, TensorSource]:
-    """The tensors by their names without the family's prefixes, and without those that hold no weights."""
+    """The tensors by their plain names, without those that hold no weights."""
     plain: dict[str, TensorSource] = {}
     for full, tensor in tensors.items():
-        name = full
-        while prefix := next((prefix for prefix in family.prefixes if name.startswith(prefix)), None):
-            name = name[len(prefix) :]
+        name = plain_name(family, full)
         if any(re.fullmatch(pattern, name) for pattern in family.dropped):
             continue
         if name in plain:
