@@ -1,8 +1,10 @@
 // A model: its configuration and every weight in the device's own layout. Immutable after construction, so any number
-// of sessions in any threads may read it. Not here: the forward pass (transformer.cpp), any per-request state.
+// of sessions in any threads may read it. Not here: names and shapes of tensors (loader.cpp), the forward pass
+// (transformer.cpp), any per-request state.
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "arch.h"
@@ -12,18 +14,41 @@
 namespace ld {
 
 struct Linear {
-  const Weight* weight = nullptr;  // [n, k]
+  const Weight* weight = nullptr;  // [n, k]; null where the model has no such layer
   const float* bias = nullptr;     // [n] or null
   int n = 0;
 };
 
+// A sublayer reads norm(x) and adds to x, which `after` then norms in place. Either norm may be NormKind::none.
+struct Join {
+  Norm before{}, after{};
+};
+
+// down(activation(first columns of in(x)) * the rest), or down(activation(in(x))) where nothing gates.
+struct FeedForward {
+  std::vector<Linear> in;  // gate and up, or both in one matrix, or up; their outputs lie side by side
+  Linear down;
+  int width = 0;  // of what `down` reads; 0 = the layer has none
+};
+
 struct Layer {
-  Norm attention_norm;
+  Join attention_join;
+  AttentionLayer attention{};
+  bool windowed = false;
   std::vector<Linear> qkv;  // q, k, v, or one fused matrix; their outputs lie side by side
   Linear attention_output;
-  Norm ffn_norm;
-  Linear gate;  // without weight where the FFN is plain
-  Linear up, down;
+  Join ffn_join;
+  FeedForward ffn;                            // every row's: the dense layer, or the shared expert
+  Experts experts{};                          // count 0 without
+  std::vector<const Weight*> expert_weights;  // gates, ups, downs
+};
+
+// From the last hidden rows to logits.
+struct OutputHead {
+  Norm norm{};
+  Linear dense;  // masked language models: decoder(dense_norm(activation(dense(x))))
+  Norm dense_norm{};
+  Linear decoder;
 };
 
 class Model {
@@ -39,15 +64,17 @@ class Model {
   Device* device() const { return device_; }
   const Weight* token_embedding() const { return token_embedding_; }
   const Weight* position_embedding() const { return position_embedding_; }  // null without learned positions
+  const Weight* type_embedding() const { return type_embedding_; }          // null without; all tokens are of type 0
+  const Norm& embedding_norm() const { return embedding_norm_; }
   const std::vector<Layer>& layers() const { return layers_; }
-  const Norm& output_norm() const { return output_norm_; }
-  const Linear& head() const { return head_; }
-  const RopeParams& rope() const { return rope_; }
+  const OutputHead& head() const { return head_; }
   uint64_t parameters() const { return parameters_; }
   uint64_t weight_bytes() const;
+  // Tensors of the file that nothing here needs, as a sentence for people; empty where all are used.
+  const std::string& skipped() const { return skipped_; }
 
  private:
-  class Loader;
+  friend class Loader;
   void release();
 
   const Ops& ops_;
@@ -59,10 +86,11 @@ class Model {
   uint64_t parameters_ = 0;
   const Weight* token_embedding_ = nullptr;
   const Weight* position_embedding_ = nullptr;
+  const Weight* type_embedding_ = nullptr;
+  Norm embedding_norm_{};
   std::vector<Layer> layers_;
-  Norm output_norm_{};
-  Linear head_;
-  RopeParams rope_{};
+  OutputHead head_;
+  std::string skipped_;
 };
 
 }  // namespace ld

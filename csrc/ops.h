@@ -28,15 +28,20 @@ struct DeviceOptions {
 enum class Use { gather, multiply };
 
 // Activation buffers of a context, each [rows, width given in ContextShape].
-enum class Buffer { x, qkv, attention, gate, up, count };
+// `ffn` holds gate | up of a gated feed-forward layer side by side; `branch` what is normed or summed before it joins x;
+// `head` what a masked language model's head makes of score_rows rows.
+enum class Buffer { x, qkv, attention, ffn, branch, head, count };
 
 struct ContextShape {
   int threads;  // 0 = all that the process may use
   int slots, slot_length, layers, heads, kv_heads, head_dim;
-  int rows;  // at most, per call
+  int rows;        // at most, per call
+  int score_rows;  // at most, per call
   int width[static_cast<int>(Buffer::count)];
   int max_k;  // widest input of any linear layer
   int vocab;
+  int ropes;                              // tables of rotary positions
+  int experts, experts_used, expert_dim;  // 0 where no layer has experts
 };
 
 enum class NormKind { none, rms, layer };
@@ -75,13 +80,53 @@ struct RopeParams {
   Rope kind;
   int dims;                  // leading values of each head that are rotated
   const float* frequencies;  // [dims / 2], radians per position; device memory
+  int table;                 // which of ContextShape::ropes: every table has its own frequencies
+  float magnitude;           // of rotated queries and keys
+  // Queries at position p are scaled by 1 + temperature * ln(1 + floor(p / temperature_length)); 0 = off.
+  float temperature, temperature_length;
 };
 
-// One computed row: where its state lives and which positions [lo, hi) it sees.
+// How one layer attends.
+struct AttentionLayer {
+  int index;            // of the layer's state
+  Norm q_norm, k_norm;  // of every head before rotation, [head_dim]
+  RopeParams rope;
+  float scale;  // of the scores
+};
+
+// One computed row: where its state lives, which places [lo, hi) of the state it sees, and the position it stands for.
+// Place and position differ where tokens are stored in another order than they are read.
 struct RowInfo {
   int32_t slot;
-  int32_t position;
+  int32_t place;
   int32_t lo, hi;
+  int32_t position;  // < ContextShape::slot_length
+};
+
+// How a router picks experts: scores = softmax or sigmoid of its logits; `bias` is added for the choice alone; where
+// there are groups, those with the largest sums of their best two scores stay in; the best `used` experts are chosen
+// (of equals the first). Weights are their scores, divided by their sum where renormalise, times scale.
+enum class RouterKind { none, softmax, sigmoid };
+
+constexpr int kMostExpertsUsed = 64, kMostGroups = 64;
+
+struct RouterRule {
+  RouterKind kind;
+  int used;                 // <= kMostExpertsUsed
+  int groups, groups_used;  // 1, 1 = no groups
+  bool renormalise;
+  float scale;
+};
+
+struct Experts {
+  RouterRule rule;
+  int count;
+  const Weight* router;       // [count, width], float32
+  const float* bias;          // [count] or null
+  const Weight* const* gate;  // [count], each [expert_dim, width]
+  const Weight* const* up;
+  const Weight* const* down;  // each [width, expert_dim]
+  Activation activation;      // activation(gate) * up
 };
 
 struct Sampling {
@@ -144,14 +189,19 @@ struct Ops {
   float* (*buffer)(Context*, Buffer);
   int (*threads)(const Context*);
 
-  // out[r] = table[ids[r]], or += when add.
+  // out[r] = table[ids[r]], or += when add; ids null: row 0 for all.
   void (*embed)(Context*, const Weight* table, const int32_t* ids, int rows, bool add, float* out);
   void (*linear)(Context*, const LinearInput&, int rows, const LinearOutput* outputs, int n_outputs);
-  // qkv holds [rows, heads * head_dim | kv_heads * head_dim | kv_heads * head_dim] at stride. Rotates q in place,
-  // writes rotated k and v to the layer's state at (slot, position).
-  void (*store_kv)(Context*, int layer, float* qkv, int stride, const RowInfo*, int rows, const RopeParams&);
+  // y[r] = what a linear layer would read of row r, or += when add; y at input.stride, it may be input.x itself.
+  void (*apply)(Context*, const LinearInput&, int rows, bool add, float* y);
+  // y[r] = sum over the row's experts, ascending, of weight * down(activation(gate(in)) * up(in)); y [rows, width] must
+  // not overlap the input. An expert computes only the rows routed to it.
+  void (*experts)(Context*, const LinearInput&, int rows, const Experts&, float* y);
+  // qkv holds [rows, heads * head_dim | kv_heads * head_dim | kv_heads * head_dim] at stride. Norms and rotates q and k in
+  // place, writes k and v to the layer's state at (slot, place).
+  void (*store_kv)(Context*, const AttentionLayer&, float* qkv, int stride, const RowInfo*, int rows);
   // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head; out at stride heads * head_dim. float32 softmax.
-  void (*attention)(Context*, int layer, const float* qkv, int stride, const RowInfo*, int rows, float scale,
+  void (*attention)(Context*, const AttentionLayer&, const float* qkv, int stride, const RowInfo*, int rows,
                     float* out);
   // Scores rows of the input against the head; score[r] is its row r. Returns the index of the first row whose logits
   // are not finite, or -1.

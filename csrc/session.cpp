@@ -30,6 +30,10 @@ int32_t source_of(const ld_canvas& canvas, int32_t position) {
   return canvas.logit_shift && position > 0 ? position - 1 : position;
 }
 
+int32_t position_at(const ld_canvas& canvas, int32_t place) {
+  return canvas.positions == nullptr ? place : canvas.positions[place];
+}
+
 int in_range(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high)
     throw Error(LD_INVALID,
@@ -66,12 +70,12 @@ SessionOptions Session::resolve(const Model& model, const ld_session_options& op
 
 uint64_t Session::plan(const Model& model, const SessionOptions& o) {
   const size_t score_rows = static_cast<size_t>(o.rows) + o.slots;
-  const size_t own = o.rows * (2 * sizeof(int32_t) + sizeof(RowInfo)) +
+  const size_t own = o.rows * (2 * sizeof(int32_t) + 2 * sizeof(RowInfo)) +
                      score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) + o.slots * (sizeof(Sampling) + 1) +
                      (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
                      static_cast<size_t>(o.slots) * o.slot_length;
-  return own +
-         model.ops().plan(model.device(), context_shape(model.config(), o.slots, o.slot_length, o.rows, o.threads));
+  return own + model.ops().plan(model.device(), context_shape(model.config(), o.slots, o.slot_length, o.rows,
+                                                              static_cast<int>(score_rows), o.threads));
 }
 
 Session::Session(const Model& model, const SessionOptions& options) : model_(model), options_(options) {
@@ -79,6 +83,7 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   tokens_.reserve(options.rows);
   positions_.reserve(options.rows);
   info_.reserve(options.rows);
+  windowed_.reserve(options.rows);
   pick_.reserve(score_rows);
   score_.reserve(score_rows);
   sampling_.reserve(options.slots);
@@ -86,8 +91,9 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   row_of_.resize(options.slot_length);
   known_before_.resize(options.slot_length + 1);
   known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
-  context_ = model.ops().create(
-      model.device(), context_shape(model.config(), options.slots, options.slot_length, options.rows, options.threads));
+  context_ =
+      model.ops().create(model.device(), context_shape(model.config(), options.slots, options.slot_length, options.rows,
+                                                       static_cast<int>(score_rows), options.threads));
 }
 
 Session::~Session() { model_.ops().destroy(context_); }
@@ -106,6 +112,14 @@ void Session::check(const ld_canvas& canvas, int index) const {
          "unknown attention kind");
   expect(canvas.attention != LD_ATTENTION_BLOCK_CAUSAL || canvas.block_length > 0, "block_length must be positive");
   expect(canvas.prefix >= 0 && canvas.prefix <= canvas.length, "prefix lies outside the canvas");
+  if (canvas.positions != nullptr) {
+    expect(!canvas.logit_shift, "positions and logit_shift exclude each other: the row before is another position's");
+    expect(model_.config().window == 0, "positions cannot be given to a model with windows");
+    for (int p = 0; p < canvas.length; p++)
+      if (canvas.positions[p] < 0 || canvas.positions[p] >= options_.slot_length)
+        throw Error(LD_INVALID, text("canvas %d: positions[%d] is %d, expected 0 to %d", index, p, canvas.positions[p],
+                                     options_.slot_length - 1));
+  }
   expect(canvas.n_compute >= 0 && canvas.n_score >= 0 && canvas.n_forbidden >= 0, "a count is negative");
   expect(canvas.score != nullptr || canvas.n_score == 0, "score is NULL");
   expect(canvas.forbidden != nullptr || canvas.n_forbidden == 0, "forbidden is NULL");
@@ -132,6 +146,7 @@ void Session::gather(const ld_canvas* canvases, int n_canvases) {
   tokens_.clear();
   positions_.clear();
   info_.clear();
+  windowed_.clear();
   pick_.clear();
   score_.clear();
   sampling_.clear();
@@ -153,12 +168,15 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
   const uint8_t* known = &known_[static_cast<size_t>(canvas.slot) * options_.slot_length];
   std::fill(row_of_.begin(), row_of_.begin() + canvas.length, -1);
   for (int i = 0; i < count; i++) {
-    const int32_t position = canvas.compute == nullptr ? i : canvas.compute[i];
-    row_of_[position] = static_cast<int32_t>(info_.size());
-    const Interval interval = visible(canvas, position);
-    tokens_.push_back(canvas.tokens[position]);
+    const int32_t place = canvas.compute == nullptr ? i : canvas.compute[i];
+    row_of_[place] = static_cast<int32_t>(info_.size());
+    const Interval seen = visible(canvas, place);
+    const int32_t position = position_at(canvas, place), window = model_.config().window;
+    tokens_.push_back(canvas.tokens[place]);
     positions_.push_back(position);
-    info_.push_back({canvas.slot, position, interval.lo, interval.hi});
+    info_.push_back({canvas.slot, place, seen.lo, seen.hi, position});
+    windowed_.push_back({canvas.slot, place, std::max(seen.lo, place - window),
+                         static_cast<int32_t>(std::min<int64_t>(seen.hi, int64_t{place} + window + 1)), position});
   }
 
   known_before_[0] = 0;
@@ -167,7 +185,7 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
     const RowInfo& info = info_[row];
     if (known_before_[info.hi] - known_before_[info.lo] != info.hi - info.lo)
       throw Error(LD_INVALID, text("canvas %d: position %d sees positions [%d, %d), some of which were never computed",
-                                   index, info.position, info.lo, info.hi));
+                                   index, info.place, info.lo, info.hi));
   }
 
   sampling_.push_back({canvas.temperature, canvas.top_p == 0 ? 1.0f : canvas.top_p, canvas.top_k, canvas.seed,
@@ -180,8 +198,8 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
       throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
                                    index, position, source_of(canvas, position)));
     auto at = [&](auto* results, size_t width) { return results == nullptr ? nullptr : results + i * width; };
-    score_.push_back({position, &sampling_.back(), at(canvas.token, 1), at(canvas.probability, 1), at(canvas.margin, 1),
-                      at(canvas.entropy, 1), at(canvas.alternative_token, canvas.alternatives),
+    score_.push_back({position_at(canvas, position), &sampling_.back(), at(canvas.token, 1), at(canvas.probability, 1),
+                      at(canvas.margin, 1), at(canvas.entropy, 1), at(canvas.alternative_token, canvas.alternatives),
                       at(canvas.alternative_probability, canvas.alternatives)});
     pick_.push_back(row);
   }
@@ -191,10 +209,10 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
 void Session::run_forward() {
   auto mark = [&](uint8_t value) {
     for (const RowInfo& info : info_)
-      known_[static_cast<size_t>(info.slot) * options_.slot_length + info.position] = value;
+      known_[static_cast<size_t>(info.slot) * options_.slot_length + info.place] = value;
   };
   mark(0);
-  const Rows rows{tokens_.data(), positions_.data(), info_.data(), static_cast<int>(info_.size())};
+  const Rows rows{tokens_.data(), positions_.data(), info_.data(), windowed_.data(), static_cast<int>(info_.size())};
   if (!forward(model_, context_, rows, cancel_, timings_)) {
     cancel_.store(false, std::memory_order_relaxed);
     throw Error(LD_CANCELLED, "cancelled");
@@ -202,14 +220,16 @@ void Session::run_forward() {
   mark(1);
 }
 
-LinearInput Session::scored_input() { return head_input(model_, context_, pick_.data()); }
+LinearInput Session::scored_input() {
+  return head_input(model_, context_, pick_.data(), static_cast<int>(pick_.size()));
+}
 
 void Session::propose(const ld_canvas* canvases, int n_canvases) {
   gather(canvases, n_canvases);
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const Linear& head = model_.head();
+  const Linear& head = model_.head().decoder;
   const int bad = model_.ops().propose(context_, scored_input(), head.weight, head.bias, score_.data(),
                                        static_cast<int>(score_.size()));
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -221,7 +241,7 @@ void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const Linear& head = model_.head();
+  const Linear& head = model_.head().decoder;
   const int bad =
       model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -51,7 +51,7 @@ class Session {
 
   // One forward pass; capacity reserved at creation, so that a step allocates nothing.
   std::vector<int32_t> tokens_, positions_, pick_;  // [rows], [rows], [score rows]
-  std::vector<RowInfo> info_;                       // [rows]
+  std::vector<RowInfo> info_, windowed_;            // [rows]; windowed: as layers with a window see them
   std::vector<ScoreRow> score_;                     // [score rows]
   std::vector<Sampling> sampling_;                  // [canvases]
   std::vector<int32_t> row_of_;                     // [slot_length] row of a position in this call, -1

@@ -1,11 +1,11 @@
-// One layer: x += output(attention(qkv(norm(x)))); x += down(activation(gate(norm(x))) * up(norm(x))).
-// Norms and activations belong to the input of the linear layer that follows them, biases and residual sums to its
-// output, so a device can fuse them.
+// One layer: x += output(attention(qkv(norm(x)))); x += down(activation(gate(norm(x))) * up(norm(x))) and, where the
+// layer has experts, the sum of those a row is routed to. Norms and activations belong to the input of the linear layer
+// that follows them, biases and residual sums to its output, so a device can fuse them; a norm after the sum is a step
+// of its own.
 #include "transformer.h"
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 namespace ld {
 namespace {
@@ -24,13 +24,99 @@ class Stopwatch {
   Clock::time_point last_ = Clock::now();
 };
 
-LinearInput plain_input(const float* x, int width) {
-  return {x, width, width, nullptr, Norm{}, Activation::none, nullptr};
+LinearInput normed_input(const float* x, int width, const Norm& norm) {
+  return {x, width, width, nullptr, norm, Activation::none, nullptr};
 }
+
+// One forward pass of some rows; each step reads and writes the context's buffers.
+class Pass {
+ public:
+  Pass(const Model& model, Context* context, const Rows& rows)
+      : model_(model), ops_(model.ops()), config_(model.config()), context_(context), rows_(rows) {}
+
+  void embed() {
+    float* x = buffer(Buffer::x);
+    ops_.embed(context_, model_.token_embedding(), rows_.tokens, rows_.count, false, x);
+    if (model_.position_embedding() != nullptr)
+      ops_.embed(context_, model_.position_embedding(), rows_.positions, rows_.count, true, x);
+    if (model_.type_embedding() != nullptr)
+      ops_.embed(context_, model_.type_embedding(), nullptr, rows_.count, true, x);
+    norm_in_place(model_.embedding_norm());
+  }
+
+  void project(const Layer& layer) {
+    side_by_side(normed_input(buffer(Buffer::x), config_.dim, layer.attention_join.before), layer.qkv,
+                 buffer(Buffer::qkv), config_.qkv_dim());
+  }
+
+  void store(const Layer& layer) {
+    ops_.store_kv(context_, layer.attention, buffer(Buffer::qkv), config_.qkv_dim(), info(layer), rows_.count);
+  }
+
+  void attend(const Layer& layer) {
+    ops_.attention(context_, layer.attention, buffer(Buffer::qkv), config_.qkv_dim(), info(layer), rows_.count,
+                   buffer(Buffer::attention));
+  }
+
+  void finish_attention(const Layer& layer) {
+    add_to_x(normed_input(buffer(Buffer::attention), config_.heads * config_.head_dim, Norm{}), layer.attention_output);
+    norm_in_place(layer.attention_join.after);
+  }
+
+  // Both parts read x before either adds to it.
+  void feed_forward(const Layer& layer) {
+    const LinearInput input = normed_input(buffer(Buffer::x), config_.dim, layer.ffn_join.before);
+    float *ffn = buffer(Buffer::ffn), *branch = buffer(Buffer::branch);
+    const int width = layer.ffn.width, stride = config_.gated ? 2 * width : width;
+    if (layer.experts.count > 0) ops_.experts(context_, input, rows_.count, layer.experts, branch);
+    if (width > 0) {
+      side_by_side(input, layer.ffn.in, ffn, stride);
+      add_to_x({ffn, stride, width, nullptr, Norm{}, config_.activation, config_.gated ? ffn + width : nullptr},
+               layer.ffn.down);
+    }
+    if (layer.experts.count > 0)
+      ops_.apply(context_, normed_input(branch, config_.dim, Norm{}), rows_.count, true, buffer(Buffer::x));
+    norm_in_place(layer.ffn_join.after);
+  }
+
+ private:
+  float* buffer(Buffer which) const { return ops_.buffer(context_, which); }
+  const RowInfo* info(const Layer& layer) const { return layer.windowed ? rows_.windowed : rows_.info; }
+
+  void norm_in_place(const Norm& norm) {
+    if (norm.kind == NormKind::none) return;
+    float* x = buffer(Buffer::x);
+    ops_.apply(context_, normed_input(x, config_.dim, norm), rows_.count, false, x);
+  }
+
+  // y holds the outputs of all parts, one after the other.
+  void side_by_side(const LinearInput& input, const std::vector<Linear>& parts, float* y, int stride) {
+    constexpr int kMostParts = 3;
+    LinearOutput outputs[kMostParts];
+    int count = 0;
+    for (const Linear& part : parts) {
+      outputs[count++] = {part.weight, part.bias, y, stride, false};
+      y += part.n;
+    }
+    ops_.linear(context_, input, rows_.count, outputs, count);
+  }
+
+  void add_to_x(const LinearInput& input, const Linear& linear) {
+    const LinearOutput output{linear.weight, linear.bias, buffer(Buffer::x), config_.dim, true};
+    ops_.linear(context_, input, rows_.count, &output, 1);
+  }
+
+  const Model& model_;
+  const Ops& ops_;
+  const ModelConfig& config_;
+  Context* context_;
+  const Rows& rows_;
+};
 
 }  // namespace
 
-ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int threads) {
+ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows,
+                           int threads) {
   ContextShape shape{};
   shape.threads = threads;
   shape.slots = slots;
@@ -40,81 +126,59 @@ ContextShape context_shape(const ModelConfig& config, int slots, int slot_length
   shape.kv_heads = config.kv_heads;
   shape.head_dim = config.head_dim;
   shape.rows = rows;
+  shape.score_rows = score_rows;
+  const int ffn_dim = std::max(config.has_experts(0) ? 0 : config.ffn_dim, config.moe.shared_dim);
   auto width = [&](Buffer buffer) -> int& { return shape.width[static_cast<int>(buffer)]; };
   width(Buffer::x) = config.dim;
   width(Buffer::qkv) = config.qkv_dim();
   width(Buffer::attention) = config.heads * config.head_dim;
-  width(Buffer::gate) = config.gated ? config.ffn_dim : 0;
-  width(Buffer::up) = config.ffn_dim;
-  shape.max_k = std::max({config.dim, config.ffn_dim, config.heads * config.head_dim});
+  width(Buffer::ffn) = config.gated ? 2 * ffn_dim : ffn_dim;
+  width(Buffer::branch) = config.moe.experts > 0 ? config.dim : 0;
+  width(Buffer::head) = config.head == HeadKind::mlm ? config.dim : 0;
+  shape.max_k = std::max({config.dim, ffn_dim, config.heads * config.head_dim, config.moe.expert_dim});
   shape.vocab = config.vocab;
+  shape.ropes = config.rope.kind == Rope::none ? 0 : config.window > 0 ? 2 : 1;
+  shape.experts = config.moe.experts;
+  shape.experts_used = config.moe.rule.used;
+  shape.expert_dim = config.moe.expert_dim;
   return shape;
 }
 
 bool forward(const Model& model, Context* context, const Rows& rows, const std::atomic<bool>& cancel,
              Timings& timings) {
-  const Ops& ops = model.ops();
-  const ModelConfig& c = model.config();
-  float* x = ops.buffer(context, Buffer::x);                  // [rows, dim]
-  float* qkv = ops.buffer(context, Buffer::qkv);              // [rows, qkv_dim]
-  float* attention = ops.buffer(context, Buffer::attention);  // [rows, heads * head_dim]
-  float* gate = ops.buffer(context, Buffer::gate);            // [rows, ffn_dim]
-  float* up = ops.buffer(context, Buffer::up);                // [rows, ffn_dim]
-  const int qkv_dim = c.qkv_dim();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  Pass pass(model, context, rows);
   Stopwatch watch;
-
-  ops.embed(context, model.token_embedding(), rows.tokens, rows.count, false, x);
-  if (c.learned_positions) ops.embed(context, model.position_embedding(), rows.positions, rows.count, true, x);
+  pass.embed();
   watch.lap(timings.other);
-
-  int index = 0;
   for (const Layer& layer : model.layers()) {
     if (cancel.load(std::memory_order_relaxed)) return false;
-
-    LinearInput input = plain_input(x, c.dim);
-    input.norm = layer.attention_norm;
-    LinearOutput qkv_outputs[3];
-    int n_outputs = 0, column = 0;
-    for (const Linear& part : layer.qkv) {
-      qkv_outputs[n_outputs++] = {part.weight, part.bias, qkv + column, qkv_dim, false};
-      column += part.n;
-    }
-    ops.linear(context, input, rows.count, qkv_outputs, n_outputs);
+    pass.project(layer);
     watch.lap(timings.linear);
-
-    ops.store_kv(context, index, qkv, qkv_dim, rows.info, rows.count, model.rope());
+    pass.store(layer);
     watch.lap(timings.other);
-    ops.attention(context, index, qkv, qkv_dim, rows.info, rows.count, scale, attention);
+    pass.attend(layer);
     watch.lap(timings.attention);
-
-    input = plain_input(attention, c.heads * c.head_dim);
-    const LinearOutput attention_output{layer.attention_output.weight, layer.attention_output.bias, x, c.dim, true};
-    ops.linear(context, input, rows.count, &attention_output, 1);
-
-    input = plain_input(x, c.dim);
-    input.norm = layer.ffn_norm;
-    const LinearOutput ffn_outputs[2] = {{layer.up.weight, layer.up.bias, up, c.ffn_dim, false},
-                                         {layer.gate.weight, layer.gate.bias, gate, c.ffn_dim, false}};
-    ops.linear(context, input, rows.count, ffn_outputs, c.gated ? 2 : 1);
-
-    input = plain_input(c.gated ? gate : up, c.ffn_dim);
-    input.activation = c.activation;
-    input.up = c.gated ? up : nullptr;
-    const LinearOutput down{layer.down.weight, layer.down.bias, x, c.dim, true};
-    ops.linear(context, input, rows.count, &down, 1);
+    pass.finish_attention(layer);
+    pass.feed_forward(layer);
     watch.lap(timings.linear);
-    index++;
   }
   timings.forwards++;
   timings.rows += rows.count;
   return true;
 }
 
-LinearInput head_input(const Model& model, Context* context, const int32_t* pick) {
-  LinearInput input = plain_input(model.ops().buffer(context, Buffer::x), model.config().dim);
+LinearInput head_input(const Model& model, Context* context, const int32_t* pick, int count) {
+  const Ops& ops = model.ops();
+  const int dim = model.config().dim;
+  const OutputHead& head = model.head();
+  LinearInput input = normed_input(ops.buffer(context, Buffer::x), dim, head.norm);
   input.pick = pick;
-  input.norm = model.output_norm();
+  if (head.dense.weight == nullptr) return input;
+  float* made = ops.buffer(context, Buffer::head);
+  const LinearOutput dense{head.dense.weight, head.dense.bias, made, dim, false};
+  ops.linear(context, input, count, &dense, 1);
+  input = normed_input(made, dim, head.dense_norm);
+  input.activation = model.config().activation;
   return input;
 }
 

@@ -1,8 +1,9 @@
 // THE forward pass, written once over Ops: rows of token ids in, hidden rows in Buffer::x out. Everything that is
 // called a cache is a choice of rows; everything that is called an attention kind is the interval of each row.
 //
-// Letters: rows = positions computed in this call, over all canvases; dim, heads, kv_heads, head_dim, ffn_dim as in
-// ModelConfig. Not here: which rows and intervals (session.cpp), the head (Ops::propose, Ops::logits).
+// Letters: rows = positions computed in this call, over all canvases; dim, heads, kv_heads, head_dim as in ModelConfig.
+// Architectures are axes of ModelConfig and optional parts of Layer: no architecture is known by name. Not here: which
+// rows and intervals (session.cpp), the last matrix of the head (Ops::propose, Ops::logits).
 #pragma once
 
 #include <atomic>
@@ -17,13 +18,15 @@ struct Timings {
   double linear = 0, attention = 0, head = 0, other = 0;  // seconds
 };
 
-ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int threads);
+ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows,
+                           int threads);
 
 // The rows of one forward pass, host memory, each [count].
 struct Rows {
   const int32_t* tokens;
   const int32_t* positions;
   const RowInfo* info;
+  const RowInfo* windowed;  // the same rows as layers with a window see them
   int count;
 };
 
@@ -31,7 +34,7 @@ struct Rows {
 // layers); the state of the rows is then undefined.
 bool forward(const Model& model, Context* context, const Rows& rows, const std::atomic<bool>& cancel, Timings& timings);
 
-// What the head reads: the final norm over rows of Buffer::x; row r is row pick[r].
-LinearInput head_input(const Model& model, Context* context, const int32_t* pick);
+// What the head's last matrix reads for `count` rows; row r is made from row pick[r] of Buffer::x.
+LinearInput head_input(const Model& model, Context* context, const int32_t* pick, int count);
 
 }  // namespace ld

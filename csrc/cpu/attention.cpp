@@ -35,58 +35,81 @@ Attention::Attention(Arena* arena, const ContextShape& shape, int threads)
   kv_.keys = arena->take<float>(shape.layers, shape.slots, shape.kv_heads, kv_.length, shape.head_dim);
   kv_.values =
       arena->take<float>(shape.layers, shape.slots, shape.kv_heads, kv_.length, padded_head_dim(shape.head_dim));
-  cosines_ = arena->take<float>(positions_, half);
-  sines_ = arena->take<float>(positions_, half);
-  known_ = arena->take<bool>(positions_);
+  for (int i = 0; i < shape.ropes; ++i) {
+    angles_[i].cosines = arena->take<float>(positions_, half);
+    angles_[i].sines = arena->take<float>(positions_, half);
+    angles_[i].known = arena->take<bool>(positions_);
+  }
   pieces_ = arena->take<Piece>(shape.rows);
   scratch_stride_ = attention_scratch(std::max(kTaskQueries, group_), shape.head_dim);
   scratch_ = arena->take<float>(threads, scratch_stride_);
 }
 
-void Attention::fill_angles(const RowInfo* rows, int n_rows, const RopeParams& rope) {
-  if (frequencies_ != rope.frequencies) {
-    std::memset(known_, 0, positions_);
-    frequencies_ = rope.frequencies;
+void Attention::fill_angles(Angles* angles, const RowInfo* rows, int n_rows, const RopeParams& rope) {
+  if (angles->frequencies != rope.frequencies) {
+    std::memset(angles->known, 0, positions_);
+    angles->frequencies = rope.frequencies;
   }
   const int half = kv_.head_dim / 2;
   for (int r = 0; r < n_rows; ++r) {
     const int position = rows[r].position;
-    if (known_[position]) continue;
+    if (angles->known[position]) continue;
+    float* cosines = angles->cosines + static_cast<size_t>(position) * half;
+    float* sines = angles->sines + static_cast<size_t>(position) * half;
     for (int i = 0; i < rope.dims / 2; ++i) {
       const double angle = static_cast<double>(position) * rope.frequencies[i];  // float32 would lose 1e-4 at 4,096
-      cosines_[static_cast<size_t>(position) * half + i] = static_cast<float>(std::cos(angle));
-      sines_[static_cast<size_t>(position) * half + i] = static_cast<float>(std::sin(angle));
+      cosines[i] = static_cast<float>(std::cos(angle) * rope.magnitude);
+      sines[i] = static_cast<float>(std::sin(angle) * rope.magnitude);
     }
-    known_[position] = true;
+    angles->known[position] = true;
   }
 }
 
-void Attention::store(const VectorKernels& kernels, Pool& pool, int layer, float* qkv, int stride, const RowInfo* rows,
-                      int n_rows, const RopeParams& rope) {
+namespace {
+
+void norm_heads(const VectorKernels& kernels, const Norm& norm, int heads, int head_dim, float* x) {
+  if (norm.kind == NormKind::none) return;
+  const LinearInput input{x, head_dim, head_dim, nullptr, norm, Activation::none, nullptr};
+  for (int h = 0; h < heads; ++h) kernels.produce(input, h, x + h * head_dim);
+}
+
+}  // namespace
+
+void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, float* qkv, int stride,
+                      const RowInfo* rows, int n_rows) {
   const int head_dim = kv_.head_dim, kv_heads = kv_.kv_heads, width = padded_head_dim(head_dim);
-  if (rope.kind != Rope::none) fill_angles(rows, n_rows, rope);
+  const RopeParams& rope = layer.rope;
+  Angles* angles = &angles_[rope.table];
+  if (rope.kind != Rope::none) fill_angles(angles, rows, n_rows, rope);
   pool.parallel((n_rows + kStoreRows - 1) / kStoreRows, [&](int task, int) {
     for (int r = task * kStoreRows; r < std::min((task + 1) * kStoreRows, n_rows); ++r) {
-      const size_t position = rows[r].position;
+      const size_t place = rows[r].place;
       float* q = qkv + static_cast<ptrdiff_t>(r) * stride;
-      const float* k = q + heads_ * head_dim;
+      float* k = q + heads_ * head_dim;
       const float* v = k + kv_heads * head_dim;
+      norm_heads(kernels, layer.q_norm, heads_, head_dim, q);
+      norm_heads(kernels, layer.k_norm, kv_heads, head_dim, k);
       if (rope.kind != Rope::none) {
-        const size_t at = position * (head_dim / 2);
-        kernels.rotate(q, heads_ + kv_heads, head_dim, rope.kind, rope.dims, cosines_ + at, sines_ + at);
+        const size_t at = static_cast<size_t>(rows[r].position) * (head_dim / 2);
+        kernels.rotate(q, heads_ + kv_heads, head_dim, rope.kind, rope.dims, angles->cosines + at, angles->sines + at);
+      }
+      if (rope.temperature != 0) {
+        const double periods = std::floor(rows[r].position / rope.temperature_length);
+        const float factor = static_cast<float>(1 + rope.temperature * std::log1p(periods));
+        for (int i = 0; i < heads_ * head_dim; ++i) q[i] *= factor;
       }
       for (int h = 0; h < kv_heads; ++h, k += head_dim, v += head_dim) {
         float* key =
-            kv_.head_keys(layer, rows[r].slot, h) + position / kKeyPanel * kKeyPanel * head_dim + position % kKeyPanel;
+            kv_.head_keys(layer.index, rows[r].slot, h) + place / kKeyPanel * kKeyPanel * head_dim + place % kKeyPanel;
         for (int d = 0; d < head_dim; ++d) key[d * kKeyPanel] = k[d];
-        std::memcpy(kv_.head_values(layer, rows[r].slot, h) + position * width, v, sizeof(float) * head_dim);
+        std::memcpy(kv_.head_values(layer.index, rows[r].slot, h) + place * width, v, sizeof(float) * head_dim);
       }
     }
   });
 }
 
-void Attention::attend(const VectorKernels& kernels, Pool& pool, int layer, const float* qkv, int stride,
-                       const RowInfo* rows, int n_rows, float scale, float* out) {
+void Attention::attend(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, const float* qkv,
+                       int stride, const RowInfo* rows, int n_rows, float* out) {
   const int head_dim = kv_.head_dim, kv_heads = kv_.kv_heads;
   const int most = std::max(1, kTaskQueries / group_), least = std::min(most, (kMinQueries + group_ - 1) / group_);
   const int64_t shared = static_cast<int64_t>(n_rows) * kv_heads / (kTasksPerThread * pool.threads());
@@ -109,9 +132,9 @@ void Attention::attend(const VectorKernels& kernels, Pool& pool, int layer, cons
                     .n_rows = piece.count,
                     .group = group_,
                     .head_dim = head_dim,
-                    .keys = kv_.head_keys(layer, slot, h),
-                    .values = kv_.head_values(layer, slot, h),
-                    .scale = scale,
+                    .keys = kv_.head_keys(layer.index, slot, h),
+                    .values = kv_.head_values(layer.index, slot, h),
+                    .scale = layer.scale,
                     .scratch = scratch_ + thread * scratch_stride_});
   });
 }

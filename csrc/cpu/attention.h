@@ -1,4 +1,4 @@
-// Rotary positions, keys and values, and interval attention of a context: cuts a call into tasks of some rows of one
+// Norms of heads, rotary positions, keys and values, and interval attention of a context: cuts a call into tasks of some rows of one
 // canvas x one kv head, so that the query heads of a group share what is loaded, and hands them to the threads. How a
 // call is cut never shows in the results. Not here: the arithmetic (attention.inl).
 #pragma once
@@ -10,30 +10,36 @@
 
 namespace ld {
 
+constexpr int kMostRopes = 2;
+
 class Attention {
  public:
   // Memory from the arena must be zeros.
   Attention(Arena* arena, const ContextShape& shape, int threads);
 
   // See Ops::store_kv (k is rotated in place too) and Ops::attention.
-  void store(const VectorKernels& kernels, Pool& pool, int layer, float* qkv, int stride, const RowInfo* rows,
-             int n_rows, const RopeParams& rope);
-  void attend(const VectorKernels& kernels, Pool& pool, int layer, const float* qkv, int stride, const RowInfo* rows,
-              int n_rows, float scale, float* out);
+  void store(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, float* qkv, int stride,
+             const RowInfo* rows, int n_rows);
+  void attend(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, const float* qkv, int stride,
+              const RowInfo* rows, int n_rows, float* out);
 
  private:
   struct Piece {  // rows of one canvas
     int32_t first, count;
   };
 
-  void fill_angles(const RowInfo* rows, int n_rows, const RopeParams& rope);
+  // Cosines and sines by position, [slot_length][head_dim / 2], filled when a position is first used.
+  struct Angles {
+    const float* frequencies = nullptr;  // that they were made from
+    float *cosines, *sines;
+    bool* known;  // [positions]
+  };
+
+  void fill_angles(Angles* angles, const RowInfo* rows, int n_rows, const RopeParams& rope);
 
   int heads_, group_;
   Kv kv_;
-  // Cosines and sines by position, [slot_length][head_dim / 2], filled when a position is first used.
-  const float* frequencies_ = nullptr;  // that they were made from
-  float *cosines_, *sines_;
-  bool* known_;  // [slot_length]
+  Angles angles_[kMostRopes];  // by RopeParams::table
   size_t positions_;
   Piece* pieces_;  // [rows]
   float* scratch_;

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cpu/attention.h"
+#include "cpu/experts.h"
 #include "cpu/peak.h"
 #include "cpu/propose.h"
 #include "error.h"
@@ -33,7 +34,7 @@ struct Weight {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;
-constexpr int kEmbedRows = 8;
+constexpr int kEmbedRows = 8, kApplyRows = 8;
 constexpr int kOutputs = 8;  // handed to linear() at a time
 constexpr size_t kLargestBlock = 256;
 constexpr int kMostRows = 16;
@@ -67,18 +68,25 @@ class Memory {
 // Everything of a context that lies in its memory.
 struct Layout {
   Layout(Arena arena, const ContextShape& shape, int threads)
-      : linear_memory(arena.take<uint8_t>(linear_scratch_bytes(shape.rows, shape.max_k, threads))),
+      : linear_memory(arena.take<uint8_t>(linear_scratch_bytes(pair_rows(shape), shape.max_k, threads))),
         attention(&arena, shape, threads),
+        experts(&arena, shape, threads),
         head(&arena, shape.vocab, shape.rows, threads) {
     for (int i = 0; i < static_cast<int>(Buffer::count); ++i) {
-      buffers[i] = arena.take<float>(shape.rows, shape.width[i]);
+      buffers[i] =
+          arena.take<float>(i == static_cast<int>(Buffer::head) ? shape.score_rows : shape.rows, shape.width[i]);
     }
+    applied_stride = shape.max_k;
+    applied = arena.take<float>(threads, applied_stride);
     bytes = arena.used();
   }
   void* linear_memory;
   Attention attention;
+  ExpertBuffers experts;
   Head head;
   float* buffers[static_cast<int>(Buffer::count)];
+  float* applied;  // a row per thread
+  ptrdiff_t applied_stride;
   size_t bytes;
 };
 
@@ -94,7 +102,7 @@ struct Context {
         pool(threads_of(shape)),
         memory(layout_bytes(shape, pool.threads())),
         layout(Arena(memory.data()), shape, pool.threads()),
-        linear(shape.rows, shape.max_k, pool.threads(), layout.linear_memory) {}
+        linear(pair_rows(shape), shape.max_k, pool.threads(), layout.linear_memory) {}
 
   const KernelRow* row;
   Pool pool;
@@ -188,7 +196,8 @@ void embed(Context* context, const Weight* weight, const int32_t* ids, int rows,
   const size_t width = table.columns(), block = table.type->block, block_bytes = table.type->block_bytes;
   context->pool.parallel((rows + kEmbedRows - 1) / kEmbedRows, [&](int task, int) {
     for (int r = task * kEmbedRows; r < std::min((task + 1) * kEmbedRows, rows); ++r) {
-      const uint8_t* source = table.data.data() + static_cast<size_t>(ids[r]) * (width / block) * block_bytes;
+      const size_t id = ids ? ids[r] : 0;
+      const uint8_t* source = table.data.data() + id * (width / block) * block_bytes;
       float* row = out + static_cast<size_t>(r) * width;
       if (!add) {
         table.type->decode(source, row, width);
@@ -217,14 +226,36 @@ void linear(Context* context, const LinearInput& input, int rows, const LinearOu
   }
 }
 
-void store_kv(Context* context, int layer, float* qkv, int stride, const RowInfo* rows, int n_rows,
-              const RopeParams& rope) {
-  context->layout.attention.store(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, rope);
+void apply(Context* context, const LinearInput& input, int rows, bool add, float* y) {
+  const VectorKernels& kernels = *context->row->vector;
+  context->pool.parallel((rows + kApplyRows - 1) / kApplyRows, [&](int task, int thread) {
+    for (int r = task * kApplyRows; r < std::min((task + 1) * kApplyRows, rows); ++r) {
+      float* to = y + static_cast<ptrdiff_t>(r) * input.stride;
+      if (!add) {
+        kernels.produce(input, r, to);
+        continue;
+      }
+      float* made = context->layout.applied + thread * context->layout.applied_stride;
+      kernels.produce(input, r, made);
+      for (int i = 0; i < input.width; ++i) to[i] += made[i];
+    }
+  });
 }
 
-void attention(Context* context, int layer, const float* qkv, int stride, const RowInfo* rows, int n_rows, float scale,
-               float* out) {
-  context->layout.attention.attend(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, scale, out);
+void experts(Context* context, const LinearInput& input, int rows, const Experts& which, float* y) {
+  auto matrix = [](const Weight* weight) -> const PackedMatrix& { return *weight->matrix; };
+  const PackedExperts packed = {which.rule, which.count, which.router->matrix.get(), which.bias, which.gate,
+                                which.up,   which.down,  which.activation,           matrix};
+  context->layout.experts.run(*context->row, context->pool, &context->linear, input, rows, packed, y);
+}
+
+void store_kv(Context* context, const AttentionLayer& layer, float* qkv, int stride, const RowInfo* rows, int n_rows) {
+  context->layout.attention.store(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows);
+}
+
+void attention(Context* context, const AttentionLayer& layer, const float* qkv, int stride, const RowInfo* rows,
+               int n_rows, float* out) {
+  context->layout.attention.attend(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, out);
 }
 
 int propose(Context* context, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
@@ -241,9 +272,9 @@ int logits(Context* context, const LinearInput& input, int rows, const Weight* h
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,   close,          isa,       measure_peak, pack,    release, weight_bytes,
-                          footprint, upload, release_vector, plan,      create,       destroy, buffer,  threads,
-                          embed,     linear, store_kv,       attention, propose,      logits};
+  static const Ops ops = {"cpu",     open,   close,          isa,     measure_peak, pack,      release, weight_bytes,
+                          footprint, upload, release_vector, plan,    create,       destroy,   buffer,  threads,
+                          embed,     linear, apply,          experts, store_kv,     attention, propose, logits};
   return ops;
 }
 

@@ -124,6 +124,7 @@ typedef struct ld_model_info {
   uint64_t weight_bytes;   /* held in memory after packing */
   const char *arch;
   const char *isa;
+  const char *skipped;     /* tensors of the file that the model does not need, as a sentence; "" where there are none */
 } ld_model_info;
 
 LD_API ld_status ld_model_open(const ld_gguf *file, const ld_model_options *options, ld_model **out);
@@ -195,6 +196,10 @@ typedef struct ld_canvas {
   float *entropy;           /* in nats */
   int32_t *alternative_token;        /* [n_score][alternatives], likeliest first */
   float *alternative_probability;    /* [n_score][alternatives] */
+  /* [length] the position each token stands for, where tokens are stored in another order than they are read (rotation
+   * and position embeddings follow it; attention, compute and score count places), each less than slot_length; NULL = the
+   * same order. Not with logit_shift, nor for models with windows. */
+  const int32_t *positions;
 } ld_canvas;
 
 /* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees

@@ -28,6 +28,7 @@ class ModelInfo:
     weight_bytes: int
     arch: str
     isa: str
+    skipped: str = ""  # tensors of the file that the model does not need, as a sentence
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class EngineModel(Closable):
         raw = new_struct("ld_model_info")
         check(library().ld_model_get_info(self._handle.pointer(), raw))
         values = {field.name: getattr(raw, field.name) for field in fields(ModelInfo)}
-        values.update(arch=text_of(raw.arch), isa=text_of(raw.isa))
+        values.update(arch=text_of(raw.arch), isa=text_of(raw.isa), skipped=text_of(raw.skipped))
         return ModelInfo(**values)
 
     @functools.cached_property

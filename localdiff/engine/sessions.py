@@ -33,6 +33,7 @@ class Request:
     scores_from  "raw": probabilities of the logits; "sampled": of the distribution the token is drawn from
     forbidden    int32 tokens that are never proposed
     alternatives how many of the likeliest tokens to report, 0..64
+    positions    int32 [length] the position each token stands for, where the order of storage differs; None = the same
     """
 
     tokens: Int32
@@ -51,6 +52,7 @@ class Request:
     scores_from: str = "raw"
     forbidden: Int32 | None = None
     alternatives: int = 0
+    positions: Int32 | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,10 @@ def _canvases(requests: Sequence[Request]) -> tuple[Any, list[Any]]:
             canvas.compute, canvas.n_compute = pointer("compute", request.compute)
         if request.forbidden is not None:
             canvas.forbidden, canvas.n_forbidden = pointer("forbidden", request.forbidden)
+        if request.positions is not None:
+            canvas.positions, size = pointer("positions", request.positions)
+            if size != canvas.length:
+                raise EngineError(f"positions has {size} values, expected one for each of the {canvas.length} tokens")
         canvas.attention = _choice("attention", request.attention, ATTENTION)
         canvas.scores_from = _choice("scores_from", request.scores_from, SCORES)
         canvas.logit_shift = int(request.logit_shift)

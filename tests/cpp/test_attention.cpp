@@ -35,20 +35,23 @@ struct Session {
     context_shape.rows = rows;
     context_shape.max_k = 32;
     context_shape.vocab = 32;
+    context_shape.ropes = 1;
     context = ops.create(device, context_shape);
   }
   ~Session() {
     ops.destroy(context);
     ops.close(device);
   }
+  AttentionLayer layer(int index, RopeParams rope = {}) const {
+    return {index, Norm{}, Norm{}, rope, 1 / std::sqrt(static_cast<float>(shape.head_dim))};
+  }
   // Stores the rows, then attends; returns [rows, heads * head_dim].
   std::vector<float> run(std::vector<float> qkv, const std::vector<RowInfo>& rows, RopeParams rope = {},
-                         int layer = 1) {
+                         int index = 1) {
     const int n = static_cast<int>(rows.size());
-    ops.store_kv(context, layer, qkv.data(), shape.width(), rows.data(), n, rope);
+    ops.store_kv(context, layer(index, rope), qkv.data(), shape.width(), rows.data(), n);
     std::vector<float> out(static_cast<size_t>(n) * shape.heads * shape.head_dim, NAN);
-    const float scale = 1 / std::sqrt(static_cast<float>(shape.head_dim));
-    ops.attention(context, layer, qkv.data(), shape.width(), rows.data(), n, scale, out.data());
+    ops.attention(context, layer(index, rope), qkv.data(), shape.width(), rows.data(), n, out.data());
     return out;
   }
   const Ops& ops = cpu_ops();
@@ -71,7 +74,7 @@ std::vector<RowInfo> canvas(int slot, int length, char kind, int block = 7) {
   for (int p = 0; p < length; ++p) {
     const int hi = kind == 'f' ? length : kind == 'c' ? p + 1 : std::min(length, (p / block + 1) * block);
     const int lo = kind == 'w' ? std::max(0, p - block) : 0;  // window: causal within `block`
-    rows.push_back({slot, p, lo, kind == 'w' ? p + 1 : hi});
+    rows.push_back({slot, p, lo, kind == 'w' ? p + 1 : hi, p});
   }
   return rows;
 }
@@ -159,7 +162,7 @@ TEST(stays_good_at_4096_positions) {
   for (const char* isa : supported_rows()) {
     Session session(shape, isa, 2, 4096);
     auto copy = qkv;
-    session.ops.store_kv(session.context, 1, copy.data(), shape.width(), all.data(), 4096, {});
+    session.ops.store_kv(session.context, session.layer(1), copy.data(), shape.width(), all.data(), 4096);
     const std::vector<RowInfo> some(all.begin() + 2000, all.begin() + 2020);
     const std::vector<float> q(qkv.begin() + 2000 * shape.width(), qkv.begin() + 2020 * shape.width());
     CHECK(worst_error(session.run(q, some), reference(shape, qkv, some)) <= kBudget);
@@ -201,7 +204,7 @@ TEST(a_row_does_not_depend_on_threads_batch_or_company) {
       const auto out = alone.run(some_qkv, some);
       const size_t width = shape.heads * shape.head_dim;
       for (size_t i = 0; i < some.size(); ++i) {
-        CHECK(same_bits(&out[i * width], &separate[some[i].position * width], width));
+        CHECK(same_bits(&out[i * width], &separate[some[i].place * width], width));
       }
     }
   }
@@ -248,8 +251,7 @@ TEST(layers_and_slots_are_kept_apart) {
   session.run(c, rows1, {}, 0);
   auto q = a;
   std::vector<float> again(first.size());
-  session.ops.attention(session.context, 0, q.data(), shape.width(), rows0.data(), 33, 1 / std::sqrt(8.0f),
-                        again.data());
+  session.ops.attention(session.context, session.layer(0), q.data(), shape.width(), rows0.data(), 33, again.data());
   CHECK(first == again);
 }
 
@@ -263,11 +265,11 @@ TEST(rotary_positions_follow_their_definition) {
         for (int i = 0; i < dims / 2; ++i) frequencies.push_back(std::pow(10000.0f, -2.0f * i / dims));
         float* uploaded = session.ops.upload(session.device, frequencies.data(), frequencies.size());
         CHECK_EQ(reinterpret_cast<uintptr_t>(uploaded) % 64, 0u);
-        const RopeParams rope{kind, dims, uploaded};
-        const std::vector<RowInfo> rows = {{0, 0, 0, 1}, {0, 1, 0, 2}, {0, 4095, 4095, 4096}};
+        const AttentionLayer layer{0, Norm{}, Norm{}, {kind, dims, uploaded, 0, 1, 0, 1}, 1};
+        const std::vector<RowInfo> rows = {{0, 0, 0, 1, 0}, {0, 1, 0, 2, 1}, {0, 4095, 4095, 4096, 4095}};
         auto qkv = random_floats(rows.size() * shape.width(), 4);
         const auto before = qkv;
-        session.ops.store_kv(session.context, 0, qkv.data(), shape.width(), rows.data(), 3, rope);
+        session.ops.store_kv(session.context, layer, qkv.data(), shape.width(), rows.data(), 3);
         for (size_t r = 0; r < rows.size(); ++r) {
           for (int h = 0; h < shape.heads; ++h) {
             const size_t at = r * shape.width() + h * shape.head_dim;

@@ -72,6 +72,7 @@ struct Engine {
     shape.width[static_cast<int>(Buffer::x)] = dim;
     shape.max_k = dim;
     shape.vocab = vocab;
+    shape.ropes = 1;
     context = ops.create(device, shape);
   }
   ~Engine() {
@@ -219,17 +220,19 @@ TEST(a_step_allocates_nothing) {
   std::vector<float> logits(rows * 3000), qkv(rows * 3 * dim, 0.5f), out(rows * dim);
   std::vector<int32_t> ids(rows, 3);
   std::vector<RowInfo> info;
-  for (int r = 0; r < rows; ++r) info.push_back({r % 2, r / 2, 0, r / 2 + 1});
+  for (int r = 0; r < rows; ++r) info.push_back({r % 2, r / 2, 0, r / 2 + 1, r / 2});
   std::sort(info.begin(), info.end(),
-            [](auto& a, auto& b) { return std::tie(a.slot, a.position) < std::tie(b.slot, b.position); });
+            [](auto& a, auto& b) { return std::tie(a.slot, a.place) < std::tie(b.slot, b.place); });
   const std::vector<float> frequencies(dim / 2, 0.1f);
   const LinearOutput output{engine.weight, nullptr, logits.data(), 3000, false};
   const int64_t before = allocations;
   const Ops& ops = engine.ops;
   ops.embed(engine.context, engine.table, ids.data(), rows, false, out.data());
   ops.linear(engine.context, call.input, rows, &output, 1);
-  ops.store_kv(engine.context, 0, qkv.data(), 3 * dim, info.data(), rows, {Rope::half, dim, frequencies.data()});
-  ops.attention(engine.context, 0, qkv.data(), 3 * dim, info.data(), rows, 0.2f, out.data());
+  const AttentionLayer layer{0, Norm{}, Norm{}, {Rope::half, dim, frequencies.data(), 0, 1, 0, 1}, 0.2f};
+  ops.store_kv(engine.context, layer, qkv.data(), 3 * dim, info.data(), rows);
+  ops.attention(engine.context, layer, qkv.data(), 3 * dim, info.data(), rows, out.data());
+  ops.apply(engine.context, call.input, rows, true, out.data());
   CHECK_EQ(ops.propose(engine.context, call.input, engine.weight, nullptr, call.score.data(), rows), -1);
   ops.logits(engine.context, call.input, rows, engine.weight, nullptr, logits.data());
   CHECK_EQ(allocations - before, 0);

@@ -1,0 +1,328 @@
+#include "loader.h"
+
+#include <cmath>
+
+#include "error.h"
+
+namespace ld {
+namespace {
+
+// Tensors that files of these architectures hold for other purposes. Everything else that is not used is refused.
+struct Spare {
+  const char* part;  // of the name
+  const char* what;
+};
+constexpr Spare kSpares[] = {
+    {".nextn.", "layers that predict further tokens"},
+    {".attn_rot_embd.", "tables of rotary positions, which are computed"},
+    {"cls.", "a classifier"},
+};
+
+// The first few names: a wrong architecture lacks hundreds.
+std::string join(const std::vector<std::string>& names) {
+  std::string list;
+  for (size_t i = 0; i < names.size() && i < 8; i++) list += (i ? ", " : "") + names[i];
+  if (names.size() > 8) list += " and " + std::to_string(names.size() - 8) + " more";
+  return list;
+}
+
+std::string block_name(int layer) { return "blk." + std::to_string(layer) + "."; }
+
+void check_type(const Tensor& tensor) {
+  if (tensor.type->decode == nullptr)
+    throw Error(LD_FILE, text("%.*s: type %s is not supported yet", (int)tensor.name.size(), tensor.name.data(),
+                              tensor.type->name));
+}
+
+void check_shape(const Tensor& tensor, uint64_t rows, uint64_t columns) {
+  if (tensor.columns() != columns || tensor.rows() != rows)
+    throw Error(LD_FILE,
+                text("%.*s: shape [%llu, %llu], expected [%llu, %llu]", (int)tensor.name.size(), tensor.name.data(),
+                     (unsigned long long)tensor.rows(), (unsigned long long)tensor.columns(), (unsigned long long)rows,
+                     (unsigned long long)columns));
+  check_type(tensor);
+}
+
+std::vector<float> decode(const Tensor& tensor) {
+  std::vector<float> values(tensor.columns() * tensor.rows());
+  tensor.type->decode(tensor.data.data(), values.data(), values.size());
+  return values;
+}
+
+}  // namespace
+
+void Loader::run() {
+  const Tensor* embedding = require("token_embd.weight");
+  if (embedding != nullptr) model_.config_.vocab = static_cast<int>(embedding->rows());
+  declare();
+  refuse_missing();
+  sort_unused();
+  declaring_ = false;
+  declare();
+  for (const Tensor& tensor : file_.tensors())
+    if (used_.count(std::string(tensor.name))) model_.parameters_ += tensor.columns() * tensor.rows();
+}
+
+void Loader::declare() {
+  Model& m = model_;
+  const ModelConfig& c = m.config_;
+  m.token_embedding_ = table("token_embd.weight", c.vocab);
+  if (c.learned_positions) m.position_embedding_ = table("position_embd.weight", c.context_length);
+  if (c.token_types) {
+    if (const Tensor* types = find("token_types.weight"))
+      m.type_embedding_ = table("token_types.weight", static_cast<int>(types->rows()));
+  }
+  if (c.embedding_norm) m.embedding_norm_ = norm("token_embd_norm");
+  const RopeParams everywhere = rope(0, c.rope.theta);
+  const RopeParams windowed = c.window > 0 ? rope(1, c.local_theta) : everywhere;
+  m.layers_.clear();
+  for (int i = 0; i < c.layers; i++) {
+    m.layers_.push_back(layer(i));
+    m.layers_.back().attention.rope = m.layers_.back().windowed ? windowed : everywhere;
+  }
+  head();
+}
+
+Layer Loader::layer(int index) {
+  const ModelConfig& c = model_.config_;
+  const std::string block = block_name(index);
+  const bool pre = c.norm_order == NormOrder::pre;
+  Layer layer;
+  layer.windowed = c.windowed[index];
+  layer.attention.index = index;
+  layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  if (pre && (index > 0 || c.first_norm)) layer.attention_join.before = norm(block + "attn_norm");
+  if (file_.tensor(block + "attn_qkv.weight") != nullptr) {
+    layer.qkv = {linear(block + "attn_qkv", c.qkv_dim(), c.dim)};
+  } else {
+    layer.qkv = {linear(block + "attn_q", c.heads * c.head_dim, c.dim),
+                 linear(block + "attn_k", c.kv_heads * c.head_dim, c.dim),
+                 linear(block + "attn_v", c.kv_heads * c.head_dim, c.dim)};
+  }
+  if (c.qk_norm) {
+    layer.attention.q_norm = head_norm(block + "attn_q_norm");
+    layer.attention.k_norm = head_norm(block + "attn_k_norm");
+  }
+  layer.attention_output = linear(block + "attn_output", c.dim, c.heads * c.head_dim);
+  if (!pre) layer.attention_join.after = norm(block + "attn_output_norm");
+
+  if (pre) layer.ffn_join.before = norm(block + "ffn_norm");
+  if (!c.has_experts(index)) {
+    layer.ffn = feed_forward(block, "", c.ffn_dim);
+  } else {
+    if (c.moe.shared_dim > 0) layer.ffn = feed_forward(block, "_shexp", c.moe.shared_dim);
+    layer.experts = experts(block, &layer.expert_weights);
+  }
+  if (!pre) layer.ffn_join.after = norm(block + "layer_output_norm");
+  return layer;
+}
+
+FeedForward Loader::feed_forward(const std::string& block, const char* suffix, int width) {
+  const ModelConfig& c = model_.config_;
+  FeedForward ffn;
+  ffn.width = width;
+  if (c.fused_gate) {
+    ffn.in = {linear(block + "ffn_up" + suffix, 2 * width, c.dim)};
+  } else {
+    if (c.gated) ffn.in.push_back(linear(block + "ffn_gate" + suffix, width, c.dim));
+    ffn.in.push_back(linear(block + "ffn_up" + suffix, width, c.dim));
+  }
+  ffn.down = linear(block + "ffn_down" + suffix, c.dim, width);
+  return ffn;
+}
+
+Experts Loader::experts(const std::string& block, std::vector<const Weight*>* weights) {
+  const ModelConfig& c = model_.config_;
+  const MoeConfig& moe = c.moe;
+  Experts experts{};
+  experts.rule = moe.rule;
+  experts.count = moe.experts;
+  experts.activation = c.activation;
+  experts.router = float_matrix(block + "ffn_gate_inp.weight", moe.experts, c.dim);
+  experts.bias = vector(block + "exp_probs_b.bias", moe.experts, true);
+  slices(block + "ffn_gate_exps.weight", moe.experts, moe.expert_dim, c.dim, weights);
+  slices(block + "ffn_up_exps.weight", moe.experts, moe.expert_dim, c.dim, weights);
+  slices(block + "ffn_down_exps.weight", moe.experts, c.dim, moe.expert_dim, weights);
+  experts.gate = weights->data();
+  experts.up = experts.gate + moe.experts;
+  experts.down = experts.up + moe.experts;
+  return experts;
+}
+
+void Loader::head() {
+  const ModelConfig& c = model_.config_;
+  OutputHead& head = model_.head_;
+  if (c.output_norm) head.norm = norm("output_norm");
+  if (c.head == HeadKind::mlm) {
+    if (file_.tensor("mlm_dense.weight") == nullptr)
+      throw Error(LD_FILE, "the file holds a " + c.arch +
+                               " encoder without its masked-language-model head (mlm_dense.weight), so it cannot "
+                               "propose tokens; convert a checkpoint that kept its head");
+    head.dense = linear("mlm_dense", c.dim, c.dim);
+    head.dense_norm = norm("mlm_norm");
+  }
+  // Without a head of its own the model reuses the token embedding.
+  const bool own = file_.tensor("output.weight") != nullptr;
+  head.decoder.n = c.vocab;
+  head.decoder.weight = matrix(own ? "output.weight" : "token_embd.weight", c.vocab, c.dim, Use::multiply);
+  head.decoder.bias = vector("output.bias", c.vocab, true);
+}
+
+RopeParams Loader::rope(int table, double theta) {
+  const RopeConfig& c = model_.config_.rope;
+  if (c.kind == Rope::none) return {};
+  std::vector<float> divisors(c.dims / 2, 1.0f);  // Llama 3 scales each frequency by a stored factor
+  if (const Tensor* tensor = find("rope_freqs.weight")) {
+    check_shape(*tensor, 1, divisors.size());
+    divisors = decode(*tensor);
+  }
+  for (size_t i = 0; i < divisors.size(); i++)
+    if (!(divisors[i] > 0 && std::isfinite(divisors[i])))
+      throw Error(LD_FILE, text("rope_freqs.weight: value %zu is %g, expected more than 0", i, divisors[i]));
+  if (declaring_) return {};
+  RopeParams params{};
+  params.kind = c.kind;
+  params.dims = c.dims;
+  params.frequencies = upload(rope_frequencies(c, theta, divisors));
+  params.table = table;
+  params.magnitude = c.magnitude;
+  params.temperature = c.temperature;
+  params.temperature_length = static_cast<float>(c.original_length);
+  return params;
+}
+
+// ---- tensors ----
+
+const Tensor* Loader::find(const std::string& name) {
+  const Tensor* tensor = file_.tensor(name);
+  if (tensor != nullptr) used_.insert(name);
+  return tensor;
+}
+
+const Tensor* Loader::require(const std::string& name) {
+  const Tensor* tensor = find(name);
+  if (tensor == nullptr && declaring_) missing_.push_back(name);
+  return tensor;
+}
+
+const Weight* Loader::pack(const Tensor& tensor, Use use) {
+  model_.weights_.push_back(nullptr);  // room first, so that a packed weight is never lost
+  return model_.weights_.back() = model_.ops_.pack(model_.device_, tensor, use);
+}
+
+const Weight* Loader::matrix(const std::string& name, int rows, int columns, Use use) {
+  const Tensor* tensor = require(name);
+  if (tensor == nullptr) return nullptr;
+  check_shape(*tensor, rows, columns);
+  if (declaring_) return nullptr;
+  const Weight* weight = pack(*tensor, use);
+  // The packed copy replaces the file's; a table that shares the tensor reads the rows that it needs again.
+  if (use == Use::multiply) file_.forget(*tensor);
+  return weight;
+}
+
+const Weight* Loader::table(const std::string& name, int rows) {
+  return matrix(name, rows, model_.config_.dim, Use::gather);
+}
+
+// A matrix that is multiplied in float32 whatever its type.
+const Weight* Loader::float_matrix(const std::string& name, int rows, int columns) {
+  const Tensor* tensor = require(name);
+  if (tensor == nullptr) return nullptr;
+  check_shape(*tensor, rows, columns);
+  if (declaring_) return nullptr;
+  const std::vector<float> values = decode(*tensor);
+  Tensor floats = *tensor;
+  floats.type = type_traits(static_cast<int32_t>(TensorType::f32));
+  floats.data = {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(float)};
+  return pack(floats, Use::multiply);
+}
+
+// Appends `count` matrices [rows, columns] that one tensor [count, rows, columns] holds.
+void Loader::slices(const std::string& name, int count, int rows, int columns, std::vector<const Weight*>* out) {
+  const Tensor* tensor = require(name);
+  if (tensor != nullptr) {
+    if (tensor->dims[1] != static_cast<uint64_t>(rows) || tensor->dims[2] != static_cast<uint64_t>(count))
+      throw Error(LD_FILE, text("%s: shape [%llu, %llu, %llu], expected [%d, %d, %d]", name.c_str(),
+                                (unsigned long long)tensor->dims[2], (unsigned long long)tensor->dims[1],
+                                (unsigned long long)tensor->dims[0], count, rows, columns));
+    check_shape(*tensor, static_cast<uint64_t>(count) * rows, columns);
+  }
+  if (declaring_) return;
+  const size_t bytes = tensor->data.size() / count;
+  Tensor slice = *tensor;
+  slice.n_dims = 2;
+  slice.dims[2] = 1;
+  for (int i = 0; i < count; i++) {
+    slice.data = tensor->data.subspan(i * bytes, bytes);
+    out->push_back(pack(slice, Use::multiply));
+    file_.forget(slice);
+  }
+}
+
+const float* Loader::vector(const std::string& name, int length, bool optional) {
+  const Tensor* tensor = optional ? find(name) : require(name);
+  if (tensor == nullptr) return nullptr;
+  check_shape(*tensor, 1, length);
+  if (declaring_) return nullptr;
+  const std::vector<float> values = decode(*tensor);
+  for (float value : values)
+    if (!std::isfinite(value)) throw Error(LD_FILE, name + ": holds a value that is not finite");
+  return upload(values);
+}
+
+const float* Loader::upload(const std::vector<float>& values) {
+  model_.vectors_.push_back(nullptr);
+  model_.vector_bytes_ += values.size() * sizeof(float);
+  return model_.vectors_.back() = model_.ops_.upload(model_.device_, values.data(), values.size());
+}
+
+Linear Loader::linear(const std::string& name, int n, int k) {
+  return {matrix(name + ".weight", n, k, Use::multiply), vector(name + ".bias", n, true), n};
+}
+
+Norm Loader::norm(const std::string& name) {
+  const ModelConfig& c = model_.config_;
+  return {c.norm, vector(name + ".weight", c.dim, false), c.norm_bias ? vector(name + ".bias", c.dim, false) : nullptr,
+          c.norm_eps};
+}
+
+Norm Loader::head_norm(const std::string& name) {
+  const ModelConfig& c = model_.config_;
+  return {NormKind::rms, vector(name + ".weight", c.head_dim, false), nullptr, c.norm_eps};
+}
+
+// ---- what is left ----
+
+void Loader::refuse_missing() const {
+  if (!missing_.empty())
+    throw Error(LD_FILE,
+                "architecture '" + model_.config_.arch + "' needs tensors that the file lacks: " + join(missing_));
+}
+
+void Loader::sort_unused() {
+  const ModelConfig& c = model_.config_;
+  std::vector<std::string> unknown, spare;
+  std::set<std::string> reasons;
+  for (const Tensor& tensor : file_.tensors()) {
+    const std::string name(tensor.name);
+    if (used_.count(name)) continue;
+    const char* reason = nullptr;
+    for (const Spare& known : kSpares)
+      if (name.find(known.part) != std::string::npos) reason = known.what;
+    for (int i = c.layers; i < c.layers + c.spare_layers; i++)
+      if (name.rfind(block_name(i), 0) == 0) reason = kSpares[0].what;
+    if (reason == nullptr) {
+      unknown.push_back(name);
+    } else {
+      spare.push_back(name);
+      reasons.insert(reason);
+    }
+  }
+  if (!unknown.empty())
+    throw Error(LD_FILE, "the file holds tensors that architecture '" + c.arch + "' does not use: " + join(unknown));
+  for (const std::string& reason : reasons) model_.skipped_ += (model_.skipped_.empty() ? "" : "; ") + reason;
+  if (!spare.empty()) model_.skipped_ += ": " + join(spare);
+}
+
+}  // namespace ld

@@ -1,0 +1,52 @@
+// Fills a Model from a file: every tensor is looked up by name, checked against the configuration and handed to the
+// device. All that is missing and all that is not understood is reported at once, because a file is repaired in one go
+// or not at all.
+#pragma once
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include "model.h"
+
+namespace ld {
+
+class Loader {
+ public:
+  Loader(Model& model, const Gguf& file) : model_(model), file_(file) {}
+  void run();
+
+ private:
+  // Walks the whole model. The first walk (declaring_) only checks names and shapes, the second one packs: nothing is
+  // repacked for a file that will be refused.
+  void declare();
+  Layer layer(int index);
+  FeedForward feed_forward(const std::string& block, const char* suffix, int width);
+  Experts experts(const std::string& block, std::vector<const Weight*>* weights);
+  void head();
+  RopeParams rope(int table, double theta);
+
+  const Tensor* find(const std::string& name);
+  const Tensor* require(const std::string& name);
+  const Weight* pack(const Tensor& tensor, Use use);
+  const Weight* matrix(const std::string& name, int rows, int columns, Use use);
+  const Weight* table(const std::string& name, int rows);
+  const Weight* float_matrix(const std::string& name, int rows, int columns);
+  void slices(const std::string& name, int count, int rows, int columns, std::vector<const Weight*>* out);
+  const float* vector(const std::string& name, int length, bool optional);
+  const float* upload(const std::vector<float>& values);
+  Linear linear(const std::string& name, int n, int k);
+  Norm norm(const std::string& name);
+  Norm head_norm(const std::string& name);
+
+  void refuse_missing() const;
+  void sort_unused();
+
+  Model& model_;
+  const Gguf& file_;
+  bool declaring_ = true;
+  std::set<std::string> used_;
+  std::vector<std::string> missing_;
+};
+
+}  // namespace ld
