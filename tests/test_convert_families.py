@@ -123,13 +123,13 @@ BERT_BODY = {
     r"encoder\.LayerNorm\.(weight|bias)": "output_norm.{}",
 }
 BERT = {"bert\\." + source: target for source, target in BERT_BODY.items()} | {
-    r"cls\.predictions\.transform\.dense\.(weight|bias)": "mlm_dense.{}",
-    r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)": "mlm_norm.{}",
+    r"cls\.predictions\.transform\.dense\.(weight|bias)": "mlm_head.dense.{}",
+    r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)": "mlm_head.norm.{}",
     r"cls\.predictions\.bias": "output.bias",
 }
 ROBERTA = {"roberta\\." + source: target for source, target in BERT_BODY.items()} | {
-    r"lm_head\.dense\.(weight|bias)": "mlm_dense.{}",
-    r"lm_head\.layer_norm\.(weight|bias)": "mlm_norm.{}",
+    r"lm_head\.dense\.(weight|bias)": "mlm_head.dense.{}",
+    r"lm_head\.layer_norm\.(weight|bias)": "mlm_head.norm.{}",
     r"lm_head\.bias": "output.bias",
 }
 DISTIL_LAYER = r"distilbert\.transformer\.layer\.(\d+)\."
@@ -143,8 +143,8 @@ DISTILBERT = {
     DISTIL_LAYER + r"ffn\.lin1\.(weight|bias)": "blk.{}.ffn_up.{}",
     DISTIL_LAYER + r"ffn\.lin2\.(weight|bias)": "blk.{}.ffn_down.{}",
     DISTIL_LAYER + r"output_layer_norm\.(weight|bias)": "blk.{}.layer_output_norm.{}",
-    r"vocab_transform\.(weight|bias)": "mlm_dense.{}",
-    r"vocab_layer_norm\.(weight|bias)": "mlm_norm.{}",
+    r"vocab_transform\.(weight|bias)": "mlm_head.dense.{}",
+    r"vocab_layer_norm\.(weight|bias)": "mlm_head.norm.{}",
     r"vocab_projector\.bias": "output.bias",
 }
 MODERNBERT = {
@@ -157,8 +157,8 @@ MODERNBERT = {
     r"model\.layers\.(\d+)\.mlp_norm\.weight": "blk.{}.ffn_norm.weight",
     r"model\.layers\.(\d+)\.mlp\.Wi\.weight": "blk.{}.ffn_up.weight",
     r"model\.layers\.(\d+)\.mlp\.Wo\.weight": "blk.{}.ffn_down.weight",
-    r"head\.dense\.weight": "mlm_dense.weight",
-    r"head\.norm\.weight": "mlm_norm.weight",
+    r"head\.dense\.weight": "mlm_head.dense.weight",
+    r"head\.norm\.weight": "mlm_head.norm.weight",
     r"decoder\.bias": "output.bias",
 }
 NAMES = {
@@ -493,6 +493,18 @@ def test_other_spellings_give_the_same_file(
 ) -> None:
     checkpoint, path = converted(case)
     convert(edited(checkpoint, tmp_path / case, rename), tmp_path / "out.gguf", type="f32")
+    assert (tmp_path / "out.gguf").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("case", ["bert", "distilbert"])
+def test_the_oldest_checkpoints_are_told_by_their_tensors(converted: Any, tmp_path: Path, case: str) -> None:
+    """Their config.json has neither model_type nor architectures."""
+    checkpoint, path = converted(case)
+    folder = tmp_path / case
+    shutil.copytree(checkpoint.folder, folder)
+    config = {name: value for name, value in checkpoint.config.items() if name not in ("model_type", "architectures")}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "out.gguf", type="f32")
     assert (tmp_path / "out.gguf").read_bytes() == path.read_bytes()
 
 

@@ -188,7 +188,7 @@ def _plan_checkpoint(
     lora: Path | None,
     name: str | None,
 ) -> _Plan:
-    family, preset = find_family(checkpoint.config, checkpoint.origin)
+    family, preset = find_family(checkpoint.config, checkpoint.origin, checkpoint.tensors)
     fields = checkpoint.config | (checkpoint.config.get(family.section) or {})
     config = Config(fields, checkpoint.origin)
     tensors = plain_names(family, checkpoint.tensors, source)

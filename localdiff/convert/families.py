@@ -4,7 +4,7 @@ for two bodies, by the class it names. What is refused for a reason has a row wi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,14 @@ _REFUSED = {
 }
 
 
-def find_family(config: Mapping[str, Any], origin: str) -> tuple[Family, str | None]:
-    """The family, and the preset that its checkpoints start from.
+def find_family(config: Mapping[str, Any], origin: str, names: Iterable[str]) -> tuple[Family, str | None]:
+    """The family, and the preset that its checkpoints start from. `names` are those of the tensors.
 
     Raises ModelFileError for what cannot be converted, with the reason where there is one to give.
     """
     classes = config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
-    model_type = config.get("model_type")
+    model_type = config.get("model_type", _told_by_tensors(names))
     if isinstance(model_type, str) and model_type in _REFUSED:
         raise ModelFileError(f"{origin}: model_type '{model_type}' cannot be converted: {_REFUSED[model_type]}")
     if isinstance(named, str) and named in _BY_CLASS:
@@ -66,6 +66,13 @@ def find_family(config: Mapping[str, Any], origin: str) -> tuple[Family, str | N
             f"{origin}: model_type is {found}, which is not supported; supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type], FAMILIES[model_type].model_types[model_type]
+
+
+def _told_by_tensors(names: Iterable[str]) -> str | None:
+    """The model_type of the oldest checkpoints, which do not state it: BERT's and DistilBERT's tensors have a prefix
+    of their own."""
+    first = {name.partition(".")[0] for name in names}
+    return next((model_type for model_type in ("bert", "distilbert") if model_type in first), None)
 
 
 def refuse_quantised(folder: Path) -> None:
