@@ -186,7 +186,7 @@ def record_in_force(metadata: Mapping[str, Any], override: str | None) -> Resolv
         return Resolved(DiffusionSpec.from_gguf(metadata))
     notices: list[str] = []
     stated = fields_of_file(metadata) | explicit
-    fields = ({} if name is None else _of_preset(name, metadata, stated, notices)) | stated
+    fields = ({} if name is None else of_preset(name, metadata, stated, notices)) | stated
     needed = (("mask=ID", "mask_token"), ("shift=0|1", "logit_shift"))
     missing = [option for option, field in needed if field not in fields]
     if missing:
@@ -213,10 +213,13 @@ def recognise(metadata: Mapping[str, Any]) -> str | None:
     return next(by_name, None) or next(by_arch, None)
 
 
-def _of_preset(
+def of_preset(
     name: str, metadata: Mapping[str, Any], stated: Mapping[str, Any], notices: list[str]
 ) -> dict[str, Any]:
-    """The fields of a preset for this file: the mask token where its vocabulary has it, the canvas that fits."""
+    """The fields of a preset for this file: the mask token where its vocabulary has it, the canvas that fits.
+
+    stated    fields that are known to be otherwise; notices are added to `notices`
+    """
     row = TABLE[name]
     fields = dataclasses.asdict(row.spec)
     mask = stated.get("mask_token", row.spec.mask_token)

@@ -4,6 +4,7 @@ Each case is a tiny random checkpoint in its published layout (family_checkpoint
 with the converter: they start from the names in the file and spell out what llama.cpp's files hold.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -383,13 +384,37 @@ def test_every_key(converted: Any, case: str) -> None:
     assert found["tokenizer.huggingface.json"] == (converted(case)[0].folder / "tokenizer.json").read_text()
 
 
-@pytest.mark.parametrize("model_type", sorted(model_type for model_type in FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_published_checkpoints_get_their_preset_whole(model_type: str, tmp_path: Path) -> None:
     """A config.json and a tokenizer that state nothing leave the preset as it is."""
     family = FAMILIES[model_type]
     preset = family.model_types[model_type]
-    spec = find_record(preset, Config({}, "config.json"), {}, family.arch, tmp_path, None)
+    described = {"general.architecture": family.arch, "general.name": "any"}
+    spec, notices = find_record(preset, Config({}, "config.json"), described, tmp_path, None)
     assert spec == (PRESETS[preset] if preset else None)
+    assert notices == ()
+
+
+def test_the_mask_token_is_found_by_its_text_where_nothing_names_it(tmp_path: Path) -> None:
+    described = {"general.architecture": "qwen3", "tokenizer.ggml.tokens": ["a", "b", "<|MASK|>"]}
+    config = Config({"eos_token_id": 1}, "config.json")
+    spec, notices = find_record("sdar", config, described, tmp_path, None)
+    assert spec == dataclasses.replace(PRESETS["sdar"], mask_token=2, stop_tokens=(1,), pad_token=None)
+    assert notices == ()
+    described["tokenizer.ggml.mask_token_id"] = 0  # which the tokenizer names
+    assert find_record("sdar", config, described, tmp_path, None)[0] == dataclasses.replace(spec, mask_token=0)
+    named = Config({"eos_token_id": 1, "mask_token_id": [1]}, "config.json")
+    assert find_record("sdar", named, described, tmp_path, None)[0] == dataclasses.replace(spec, mask_token=1)
+
+
+def test_models_on_bodies_of_others_are_recognised_by_their_name(converted: Any, tmp_path: Path) -> None:
+    """Stable-DiffCoder, DiffuLLaMA and Open-dCoder are plain Llama and Qwen2 to their config.json."""
+    folder = converted("qwen3")[0].folder
+    report = convert(folder, tmp_path / "out.gguf", name="TraDo-8B", diffusion="mask=1,stop=,pad=0")
+    assert report.spec == dataclasses.replace(PRESETS["sdar"], mask_token=1, stop_tokens=(), pad_token=0)
+    report = convert(folder, tmp_path / "out.gguf", name="TraDo-8B")
+    assert report.spec == dataclasses.replace(PRESETS["sdar"], mask_token=1, stop_tokens=(), pad_token=None)
+    assert any("TraDo-8B is taken for sdar by its name" in notice for notice in report.notices)
 
 
 # Logits

@@ -202,13 +202,6 @@ def _plan_checkpoint(
     rows = matched[0].shape[0]
     files = load_tokenizer(tokenizer or source)
     vocabulary, more_notices = vocabulary_metadata(files, fields, rows)
-    spec = find_record(description.preset or preset, config, vocabulary, family.arch, source, diffusion)
-    if spec is None:
-        notices.append(
-            "written without a diffusion record; a diffusion model needs --diffusion PRESET or mask=ID,shift=0|1"
-        )
-    else:
-        spec.check_vocabulary(rows)
     name = name or (source.resolve().name if source.is_dir() else source.stem)
     metadata: dict[str, Any] = {
         "general.type": "model",
@@ -219,8 +212,17 @@ def _plan_checkpoint(
         f"{family.arch}.vocab_size": rows,
         **description.facts,
         **vocabulary,
-        **(spec.to_gguf(family.arch) if spec else {}),
     }
+    described = metadata | {"general.architecture": family.arch}
+    spec, record_notices = find_record(description.preset or preset, config, described, source, diffusion)
+    notices += record_notices
+    if spec is None:
+        notices.append(
+            "written without a diffusion record; a diffusion model needs --diffusion PRESET or mask=ID,shift=0|1"
+        )
+    else:
+        spec.check_vocabulary(rows)
+        metadata |= spec.to_gguf(family.arch)
     planned: list[PlannedTensor] = []
     widened: list[str] = []
     for tensor in matched:

@@ -1,5 +1,5 @@
-"""The diffusion record of a conversion: what the family's preset, the configuration, the tokenizer, the record file and
-the user say, in this order of rising authority.
+"""The diffusion record of a conversion: what the family's preset, the vocabulary, the configuration, the record file
+and the user say, in this order of rising authority. What is no diffusion model by its family may be one by its name.
 
 The ids of a preset belong to the published vocabulary. Where a checkpoint has another mask token it has another
 vocabulary, so the preset's other ids are left out and the configuration's are taken.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
-from ..presets import PRESETS, resolve
+from ..presets import of_preset, record_in_force
 from ..spec import RECORD_FILE, DiffusionSpec
 from .family import Config
 
@@ -21,32 +21,37 @@ _MASK_KEY = "tokenizer.ggml.mask_token_id"
 
 
 def find_record(
-    preset: str | None, config: Config, vocabulary: Mapping[str, Any], arch: str, source: Path, diffusion: str | None
-) -> DiffusionSpec | None:
-    """None for an ordinary model without a record file beside it and without `diffusion`, the text of --diffusion."""
-    metadata: dict[str, Any] = {**vocabulary, "general.architecture": arch}
-    if preset is not None:
-        metadata |= _published(PRESETS[preset], config, vocabulary.get(_MASK_KEY)).to_gguf(arch)
+    preset: str | None, config: Config, described: Mapping[str, Any], source: Path, diffusion: str | None
+) -> tuple[DiffusionSpec | None, tuple[str, ...]]:
+    """The record and notices; no record for an ordinary model.
+
+    preset     the row of presets.TABLE that the family names
+    described  the metadata of the file so far: name, architecture, vocabulary
+    source     the checkpoint's folder, which may hold a record
+    diffusion  the text of --diffusion
+    """
+    metadata = dict(described)
+    notices: list[str] = []
     path = source / RECORD_FILE
     if path.is_file():
         try:
             stored = DiffusionSpec.from_json(path.read_text(encoding="utf-8"))
         except (ModelFileError, UnicodeDecodeError) as error:
             raise ModelFileError(f"{path}: {error}") from None
-        metadata |= stored.to_gguf(arch)
-    if preset is None and not path.is_file() and diffusion is None:
-        return None  # an ordinary model
-    return resolve(metadata, diffusion)
+        metadata |= stored.to_gguf(metadata["general.architecture"])
+    elif preset is not None:
+        published = _published(preset, config, metadata, notices)
+        metadata |= published.to_gguf(metadata["general.architecture"])
+    found = record_in_force(metadata, diffusion)
+    return found.spec, (*notices, *found.notices)
 
 
-def _published(preset: DiffusionSpec, config: Config, named_mask: int | None) -> DiffusionSpec:
-    """The preset with what the checkpoint itself states. `named_mask` is the mask token of its tokenizer."""
-    stated = config.ids("mask_token_id")
-    mask = stated[0] if stated else preset.mask_token if named_mask is None else named_mask
-    spec = preset
-    if mask != preset.mask_token:
-        spec = dataclasses.replace(preset, mask_token=mask, stop_tokens=(), pad_token=None, sep_token=None)
-    changes: dict[str, Any] = {}
+def _published(preset: str, config: Config, described: Mapping[str, Any], notices: list[str]) -> DiffusionSpec:
+    """The preset with what the checkpoint itself states."""
+    masks = config.ids("mask_token_id") or ((described[_MASK_KEY],) if _MASK_KEY in described else ())
+    stated: dict[str, Any] = {"mask_token": masks[0]} if masks else {}
+    spec = DiffusionSpec(**of_preset(preset, described, stated, notices))
+    changes = dict(stated)
     if not spec.stop_tokens:
         changes["stop_tokens"] = config.ids("eos_token_id")
     if spec.pad_token is None:
