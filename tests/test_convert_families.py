@@ -124,13 +124,13 @@ BERT_BODY = {
     r"encoder\.LayerNorm\.(weight|bias)": "output_norm.{}",
 }
 BERT = {"bert\\." + source: target for source, target in BERT_BODY.items()} | {
-    r"cls\.predictions\.transform\.dense\.(weight|bias)": "mlm_head.dense.{}",
-    r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)": "mlm_head.norm.{}",
+    r"cls\.predictions\.transform\.dense\.(weight|bias)": "mlm_dense.{}",
+    r"cls\.predictions\.transform\.LayerNorm\.(weight|bias)": "mlm_norm.{}",
     r"cls\.predictions\.bias": "output.bias",
 }
 ROBERTA = {"roberta\\." + source: target for source, target in BERT_BODY.items()} | {
-    r"lm_head\.dense\.(weight|bias)": "mlm_head.dense.{}",
-    r"lm_head\.layer_norm\.(weight|bias)": "mlm_head.norm.{}",
+    r"lm_head\.dense\.(weight|bias)": "mlm_dense.{}",
+    r"lm_head\.layer_norm\.(weight|bias)": "mlm_norm.{}",
     r"lm_head\.bias": "output.bias",
 }
 DISTIL_LAYER = r"distilbert\.transformer\.layer\.(\d+)\."
@@ -144,8 +144,8 @@ DISTILBERT = {
     DISTIL_LAYER + r"ffn\.lin1\.(weight|bias)": "blk.{}.ffn_up.{}",
     DISTIL_LAYER + r"ffn\.lin2\.(weight|bias)": "blk.{}.ffn_down.{}",
     DISTIL_LAYER + r"output_layer_norm\.(weight|bias)": "blk.{}.layer_output_norm.{}",
-    r"vocab_transform\.(weight|bias)": "mlm_head.dense.{}",
-    r"vocab_layer_norm\.(weight|bias)": "mlm_head.norm.{}",
+    r"vocab_transform\.(weight|bias)": "mlm_dense.{}",
+    r"vocab_layer_norm\.(weight|bias)": "mlm_norm.{}",
     r"vocab_projector\.bias": "output.bias",
 }
 MODERNBERT = {
@@ -158,8 +158,8 @@ MODERNBERT = {
     r"model\.layers\.(\d+)\.mlp_norm\.weight": "blk.{}.ffn_norm.weight",
     r"model\.layers\.(\d+)\.mlp\.Wi\.weight": "blk.{}.ffn_up.weight",
     r"model\.layers\.(\d+)\.mlp\.Wo\.weight": "blk.{}.ffn_down.weight",
-    r"head\.dense\.weight": "mlm_head.dense.weight",
-    r"head\.norm\.weight": "mlm_head.norm.weight",
+    r"head\.dense\.weight": "mlm_dense.weight",
+    r"head\.norm\.weight": "mlm_norm.weight",
     r"decoder\.bias": "output.bias",
 }
 NAMES = {

@@ -2,7 +2,7 @@
 biases everywhere, and a head of dense, activation, norm and the tied embedding with a bias of its own.
 
 llama.cpp leaves the head out of its BERT files and has no names for it, so it reads no file that has one; here it is
-mlm_head.dense, mlm_head.norm and output.bias. `localdiff.norm` says whether a layer normalises before (pre) or after
+mlm_dense, mlm_norm and output.bias. `localdiff.norm` says whether a layer normalises before (pre) or after
 (post) its sublayers.
 """
 
@@ -47,8 +47,8 @@ POST_NORM_LAYERS = (
 def head_rows(dense: str, norm: str, bias: tuple[str, ...]) -> tuple[Row, ...]:
     first, *others = bias
     return (
-        *linear(dense, "mlm_head.dense", "dim", "dim"),
-        *layer_norm(norm, "mlm_head.norm"),
+        *linear(dense, "mlm_dense", "dim", "dim"),
+        *layer_norm(norm, "mlm_norm"),
         Row(first, "output.bias", ("vocab",), also=tuple(others)),
     )
 

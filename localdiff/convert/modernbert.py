@@ -86,8 +86,8 @@ FAMILY = Family(
     rows=(
         Row("embeddings.norm.weight", "token_embd_norm.weight", ("dim",)),
         Row("final_norm.weight", "output_norm.weight", ("dim",)),
-        Row("head.dense.weight", "mlm_head.dense.weight", ("dim", "dim")),
-        Row("head.norm.weight", "mlm_head.norm.weight", ("dim",)),
+        Row("head.dense.weight", "mlm_dense.weight", ("dim", "dim")),
+        Row("head.norm.weight", "mlm_norm.weight", ("dim",)),
         Row("decoder.bias", "output.bias", ("vocab",)),
     ),
     layer_rows=(
