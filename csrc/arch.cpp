@@ -41,6 +41,7 @@ constexpr ArchRow kRows[] = {
     {.name = "mistral3", .rope = Rope::interleaved, .gated = true},
     {.name = "qwen2", .rope = Rope::half, .gated = true},
     {.name = "dream", .rope = Rope::half, .gated = true},
+    {.name = "pangu-embedded", .rope = Rope::half, .gated = true},
     {.name = "qwen3", .qk_norm = true, .rope = Rope::half, .gated = true},
     {.name = "qwen3moe",
      .qk_norm = true,
@@ -56,6 +57,7 @@ constexpr ArchRow kRows[] = {
      .renormalise = true},
     {.name = "llada-moe", .qk_norm = true, .rope = Rope::half, .gated = true, .router = RouterKind::softmax},
     {.name = "bailingmoe2", .qk_norm = true, .rope = Rope::half, .gated = true, .router = RouterKind::sigmoid},
+    {.name = "llada2", .qk_norm = true, .rope = Rope::half, .gated = true, .router = RouterKind::sigmoid},
     // BERT, RoBERTa, XLM-R, DistilBERT; XLM-R XL with localdiff.norm = "pre".
     {.name = "bert",
      .norm = NormKind::layer,

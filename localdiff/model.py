@@ -64,7 +64,8 @@ def load(
         metadata = file.metadata
         found = record_in_force(metadata, diffusion)
         engine = EngineModel(file, isa=isa, threads=threads)
-        return Model(engine, dict(metadata), found.spec, where, threads, found.notices)
+        unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
+        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused)
 
 
 class Model:

@@ -290,6 +290,20 @@ FAMILIES: dict[str, Family] = {
         metadata={**GLM_MOE_KEYS, "attention.head_count_kv": 2},
         fused=True,
     ),
+    "LLaDA2 as llada2": Family(
+        "llada2",
+        "Glm4MoeForCausalLM",
+        {**GLM_MOE, "num_key_value_heads": 2},
+        metadata={**GLM_MOE_KEYS, "attention.head_count_kv": 2},
+        fused=True,
+    ),
+    "NBDiff": Family(
+        "pangu-embedded",
+        "LlamaForCausalLM",
+        {"num_key_value_heads": 2, "attention_bias": True},
+        {**DECODER, "model.layers.N.self_attn.o_proj.bias": "blk.N.attn_output.bias"},
+        {"attention.head_count_kv": 2},
+    ),
     "Ministral 3": Family(
         "mistral3",
         "Ministral3ForCausalLM",

@@ -26,7 +26,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3moe": {**LLAMA, "renormalise": True},
     "rnd1": {**LLAMA, "renormalise": True},
     "llada-moe": LLAMA,
+    "pangu-embedded": LLAMA,
     "bailingmoe2": {**LLAMA, "gating": 2},
+    "llada2": {**LLAMA, "gating": 2},
     "bert": {**ENCODER, "rope": None, "gated": False},
     "modern-bert": {**ENCODER, "window_period": 3},
 }

@@ -1,47 +1,15 @@
 // The device's propose and logits across threads, chunks and kernel rows, and its memory: what a plan says, and that a
 // step allocates nothing. The rules of sampling are test_sampling.cpp's.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <random>
 #include <vector>
 
+#include "allocations.h"
 #include "cpu/kernels.h"
 #include "scored.h"
 #include "test.h"
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}
-
-// Every allocation of this program is counted: a step must make none. Not inline: GCC would take free() for a mismatch.
-[[gnu::noinline]] void* operator new(size_t bytes) {
-  ++allocations;
-  if (void* memory = malloc(bytes)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t align) {
-  ++allocations;
-  const size_t unit = static_cast<size_t>(align);
-  if (void* memory = aligned_alloc(unit, (bytes + unit - 1) / unit * unit)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
-  ++allocations;
-  return malloc(bytes);
-}
-[[gnu::noinline]] void* operator new(size_t bytes, std::align_val_t align, const std::nothrow_t&) noexcept {
-  ++allocations;
-  const size_t unit = static_cast<size_t>(align);
-  return aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, size_t, std::align_val_t) noexcept { free(memory); }
 
 using namespace ld;
 using namespace ld::test;
