@@ -24,7 +24,7 @@ class Preset:
 
     spec        the record; decoders are the nearest of decode/table.py to those of the papers
     mask_texts  how vocabularies write the mask token
-    names       parts of `general.name` or `general.basename` that mean this model: lower case, words with spaces
+    names       what `general.name` or `general.basename` has at the start of a word: lower case, words with spaces
     archs       architectures whose files are always this model
     """
 
@@ -208,7 +208,8 @@ def recognise(metadata: Mapping[str, Any]) -> str | None:
     arch = metadata.get("general.architecture")
     stated = [str(metadata.get(f"general.{key}", "")).lower() for key in ("name", "basename")]
     titles = [" ".join(re.split(r"[-_\s]+", text)) for text in stated]
-    by_name = (name for name, row in TABLE.items() if any(part in title for part in row.names for title in titles))
+    starts = {name: [re.compile(rf"\b{re.escape(part)}") for part in row.names] for name, row in TABLE.items()}
+    by_name = (name for name in TABLE if any(start.search(title) for start in starts[name] for title in titles))
     by_arch = (name for name, row in TABLE.items() if arch in row.archs)
     return next(by_name, None) or next(by_arch, None)
 

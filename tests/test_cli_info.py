@@ -50,6 +50,7 @@ def test_a_file_of_ours(tmp_path: Path) -> None:
     assert shown["mask_token"] == '262 "[MASK]"'
     assert shown["logit_shift"] == "false"
     assert shown["attention"] == '"full"'
+    assert (shown["block_length"], shown["canvas_max"]) == ("none", "the context length")
     assert shown["sampler"] == "random-keep, temperature 0.95, top_k 0, top_p 0.9, cache exact, steps 64"
     assert "MiB at 64 positions: weights" in shown["memory"]
 
@@ -96,6 +97,21 @@ def test_the_mix_of_weight_types(tmp_path: Path) -> None:
     assert shown["Q4_0"] == "80.0 %  2 tensors, 144 bytes"
     assert shown["tokenizer"] == "none"
     assert "llama.embedding_length" in found["memory"]["error"]
+
+
+def test_the_parts_of_a_split_model_count_together(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "split.gguf", "llama", split_max_tensors=1)
+    for name in ("a", "b", "c"):
+        writer.add_tensor(name, np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("split-*.gguf"))
+    assert len(parts) == 3
+    found = facts(parts[0])
+    assert found["file_bytes"] == sum(part.stat().st_size for part in parts)
+    assert found["parameters"] == 96
 
 
 def test_a_damaged_record_and_an_unknown_architecture_are_shown(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_a_mask_token_that_is_stated_is_taken() -> None:
         ("Nemotron-Labs-Diffusion-8B", "nemotron-labs"),
         ("Open-dCoder-0.5B", "open-dcoder"),
         ("Llama-3.2-1B", None),
+        ("Undreamed-v0-Contrado-Villada", None),
         ("Qwen3-0.6B", None),
     ],
 )

@@ -7,6 +7,8 @@ its own where it is installed. Texts: those recorded from llama.cpp, stories, co
 import functools
 import json
 import lzma
+import os
+import random
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -54,6 +56,15 @@ WORLD = [
 TEXTS = [*GOLDENS["texts"], *WORLD]
 # The character map of XLM-R is applied by grapheme in transformers, which is followed here; phi-3 has </s> as a word.
 ODD_FOR_SENTENCEPIECE = {"nomic-bert-moe": {WORLD[2], WORLD[6], WORLD[9]}, "phi-3": {"<s>[INST] x [/INST]</s>"}}
+# Blocks of Unicode that strings are drawn from, ASCII more often.
+RANGES = (
+    *((32, 126),) * 4, (0, 31), (0x7F, 0xA0), (0xA1, 0x24F), (0x300, 0x36F), (0x370, 0x4FF), (0x590, 0x6FF),
+    (0x900, 0x97F), (0xB80, 0xBFF), (0xE01, 0xE4E), (0x1100, 0x11FF), (0x1E00, 0x1FFF), (0x2000, 0x206F),
+    (0x20D0, 0x218F), (0x2200, 0x22FF), (0x2460, 0x24FF), (0x3000, 0x30FF), (0x3200, 0x33FF), (0x4E00, 0x9FA0),
+    (0xAC00, 0xD7A3), (0xF900, 0xFFFF), (0x1D400, 0x1D7FF), (0x1F1E6, 0x1F1FF), (0x1F300, 0x1FAFF), (0x20000, 0x2A000),
+    (0xE0100, 0xE01EF),
+)  # fmt: skip
+DRAWN = 100_000 if os.environ.get("LOCALDIFF_LONG") else 1_000
 ANY = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 
 
@@ -107,6 +118,20 @@ def comparable(kind: str, texts: list[str]) -> list[str]:
 def test_the_models_own_tokenizer_gives_the_same_ids(data_dir: Path, kind: str) -> None:
     subject = rebuilt(data_dir, kind)
     texts = comparable(kind, [*TEXTS, *stories(data_dir)])
+    for text, ids in zip(texts, encode_plain(original(data_dir, kind))(texts), strict=True):
+        assert subject.encode(text, add_bos=False, parse_special=True) == ids, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strings_of_every_script_give_the_same_ids(data_dir: Path, kind: str) -> None:
+    draw = random.Random(11)
+    texts = []
+    for _ in range(DRAWN):
+        blocks = draw.choices(RANGES, k=3)
+        text = (chr(draw.randint(*draw.choice(blocks))) for _ in range(draw.randint(1, 24)))
+        texts.append("".join(draw.choice(" \n\ta1.") if draw.random() < 0.15 else char for char in text))
+    texts = comparable(kind, texts)
+    subject = rebuilt(data_dir, kind)
     for text, ids in zip(texts, encode_plain(original(data_dir, kind))(texts), strict=True):
         assert subject.encode(text, add_bos=False, parse_special=True) == ids, text
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +27,7 @@ LONG_ARRAY = 16  # longer arrays are shown by their length
 _TOKENIZERS = {
     "gpt2": "byte-level BPE", "llama": "SentencePiece BPE", "bert": "WordPiece", "t5": "Unigram"
 }  # fmt: skip
+_NONE = {"block_length": "none", "canvas_max": "the context length"}  # what 0 means
 
 
 @click.command(short_help="show what a GGUF file holds")
@@ -48,7 +51,7 @@ def _facts(file: File, diffusion: str | None) -> dict[str, Any]:
     metadata = {key: _short(file, key) for key in file.metadata}
     return {
         "path": str(file.path),
-        "file_bytes": file.path.stat().st_size,
+        "file_bytes": sum(part.stat().st_size for part in _parts(file)),
         "arch": metadata.get("general.architecture"),
         "name": metadata.get("general.name"),
         "parameters": sum(math.prod(tensor.shape) for tensor in file.tensors),
@@ -61,6 +64,15 @@ def _facts(file: File, diffusion: str | None) -> dict[str, Any]:
             for tensor in file.tensors
         ],
     }
+
+
+def _parts(file: File) -> list[Path]:
+    """The file, or all parts of a split model; that they exist was checked on opening."""
+    count = file.metadata.get("split.count", 1)
+    stem = re.sub(r"-\d{5}-of-\d{5}\.gguf$", "", file.path.name)
+    if count < 2 or stem == file.path.name:
+        return [file.path]
+    return [file.path.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
 
 
 def _types(file: File) -> dict[str, dict[str, Any]]:
@@ -207,7 +219,7 @@ def _denoising(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if value is None or value == () or name in ("decoder", "steps", "temperature", "top_p", "threshold"):
             continue
         text = f" {_value(facts['mask_text'])}" if name == "mask_token" and facts["mask_text"] is not None else ""
-        yield f"  {name}", _value(value) + text
+        yield f"  {name}", (_NONE.get(name) if value == 0 else None) or _value(value) + text
     if sampler is not None:
         settings = [f"{name} {_plain(str(value))}" for name, value in sampler.items() if name != "decoder"]
         settings = ["one step for each token" if each == "steps None" else each for each in settings]
