@@ -335,6 +335,19 @@ def test_control_tokens_never_come_from_text(data_dir: Path, kind: str) -> None:
         assert subject.token_id(text) in subject.encode(f"a{text}b", add_bos=False, parse_special=True)
 
 
+@pytest.mark.parametrize("kind", ["bert-bge", "nomic-bert-moe"])
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 200_000, "a" + "\u0301" * 100_000, "\u6f22" * 50_000, " " * 200_000, "\0" * 100_000, "[MASK]<mask>" * 9_000],
+    ids=["letter", "marks", "ideographs", "spaces", "nul", "control"],
+)
+def test_long_texts(data_dir: Path, kind: str, text: str) -> None:
+    subject = rebuilt(data_dir, kind)
+    ids = subject.encode(text)
+    assert len(ids) <= 2 * len(text) + 1
+    assert "\ufffd" not in subject.decode(ids)
+
+
 def test_text_comes_back_as_far_as_the_normalizer_allows(data_dir: Path) -> None:
     words, pieces = rebuilt(data_dir, "bert-bge"), rebuilt(data_dir, "nomic-bert-moe")
     for text in ["the cat sat on a mat.", "hello, world! ok?"]:
@@ -365,6 +378,7 @@ def test_byte_fallback_of_unigram_pieces() -> None:
         ({T + "precompiled_charsmap": [1, 2, 3]}, "cannot be used"),
         ({T + "precompiled_charsmap": [255] * 64}, "cannot be used"),
         ({T + "precompiled_charsmap": ["a"]}, "of type str"),
+        ({T + "precompiled_charsmap": [4, 0, 0, 0, *[0] * 4, *b"a" * 100, 0]}, "lengthens text up to 100 times"),
         ({T + "model": "bert", T + "tokens": ["[UNK]", "x", "\u2581##x"]}, "'##x' twice"),
     ],
 )

@@ -4,6 +4,7 @@ The JSON is that of `tokenizers`. Control tokens are taken out of what its mergi
 give one. Everything here comes from a file and is checked before use. Not here: control tokens in templates, decoding.
 """
 
+import base64
 import json
 import secrets
 from collections.abc import Collection
@@ -73,7 +74,7 @@ def _from_spec(key: str, spec: dict[str, Any], rows: int, unused: Collection[str
     spread = [step for part in ("normalizer", "pre_tokenizer") for step in _nodes(spec.get(part))]
     growth = 1
     for step in spread:
-        growth *= max(1, len(step["content"])) if step.get("type") == "Replace" else 1
+        growth *= max(1, _longest(step))
     if growth > _MAX_GROWTH:
         raise ValueError(f"a normalizer that lengthens text up to {growth} times")
     unknown = entries[model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
@@ -112,6 +113,17 @@ def _from_spec(key: str, spec: dict[str, Any], rows: int, unused: Collection[str
         for step in steps
     )
     return Vocabulary(texts, types, style, False, prefixed, False, encode, trims)
+
+
+def _longest(step: dict[str, Any]) -> int:
+    """Characters that a step of a normalizer may write in place of one."""
+    if step.get("type") == "Replace":
+        return len(step["content"])
+    if step.get("type") == "Precompiled":  # the size of a trie, the trie, and the replacements, each ended by a NUL
+        data = base64.b64decode(step["precompiled_charsmap"] or "", validate=True)
+        trie = int.from_bytes(data[:4], "little")
+        return max(len(text.decode(errors="replace")) for text in data[4 + trie :].split(b"\0"))
+    return 1
 
 
 def _hide(spec: dict[str, Any], control: set[str], unknown: str | None) -> None:
