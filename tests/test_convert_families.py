@@ -407,6 +407,24 @@ def test_the_mask_token_is_found_by_its_text_where_nothing_names_it(tmp_path: Pa
     assert find_record("sdar", named, described, tmp_path, None)[0] == dataclasses.replace(spec, mask_token=1)
 
 
+def test_ways_to_run_one_body_are_told_apart_by_the_name(tmp_path: Path) -> None:
+    config = Config({}, "config.json")
+    for preset, name, found in (
+        ("modernbert", "ModernBERT-base-chat-v0.1", "modernbert-chat"),
+        ("a2d", "Qwen3-0.6B-diffusion-bd3lm-v0.1", "a2d-bd3lm"),
+        ("bert", "diffullama", "bert"),  # another mask token: the name is a coincidence
+    ):
+        described = {"general.architecture": "any", "general.name": name}
+        spec, notices = find_record(preset, config, described, tmp_path, None)
+        assert spec == PRESETS[found]
+        assert len(notices) == (found != preset)
+        assert all(f"{name} is taken for {found} by its name" in notice for notice in notices)
+        # what the user names wins over both, and single values over that
+        spec, notices = find_record(preset, config, described, tmp_path, f"{preset},steps=3")
+        assert spec == dataclasses.replace(PRESETS[preset], steps=3)
+        assert notices == ()
+
+
 def test_models_on_bodies_of_others_are_recognised_by_their_name(converted: Any, tmp_path: Path) -> None:
     """Stable-DiffCoder, DiffuLLaMA and Open-dCoder are plain Llama and Qwen2 to their config.json."""
     folder = converted("qwen3")[0].folder

@@ -75,7 +75,7 @@ def convert(
 ) -> ConvertReport:
     """Write `source` as the GGUF file `out`, atomically.
 
-    source     an HF folder (what `adapt` writes, GPT-2, Llama, Qwen2, DiffuGPT), a llama2.c checkpoint, or a .gguf
+    source     an HF folder of a family of families.py, which `adapt` writes too, a llama2.c checkpoint, or a .gguf
                file (the first part of a split one), whose tensors are copied untouched
     type       f32, f16, bf16, q8_0, q4_0 or q4_1; None = f16, and the types as they are for a .gguf file
     diffusion  the text of --diffusion; replaces fields of the source's record, or is the record where it has none

@@ -1,5 +1,6 @@
 """The diffusion record of a conversion: what the family's preset, the vocabulary, the configuration, the record file
-and the user say, in this order of rising authority. What is no diffusion model by its family may be one by its name.
+and the user say, in this order of rising authority. What is no diffusion model by its family may be one by its name,
+which also tells apart the models of one family that are run in several ways.
 
 The ids of a preset belong to the published vocabulary. Where a checkpoint has another mask token it has another
 vocabulary, so the preset's other ids are left out and the configuration's are taken.
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelFileError
-from ..presets import of_preset, record_in_force
+from ..presets import PRESETS, of_preset, recognise, record_in_force
 from ..spec import RECORD_FILE, DiffusionSpec
 from .family import Config
 
@@ -40,10 +41,24 @@ def find_record(
             raise ModelFileError(f"{path}: {error}") from None
         metadata |= stored.to_gguf(metadata["general.architecture"])
     elif preset is not None:
-        published = _published(preset, config, metadata, notices)
+        chosen = (diffusion or "").split(",")[0].strip()
+        row = chosen if chosen in PRESETS else _by_name(preset, metadata, notices)
+        published = _published(row, config, metadata, notices)
         metadata |= published.to_gguf(metadata["general.architecture"])
     found = record_in_force(metadata, diffusion)
     return found.spec, (*notices, *found.notices)
+
+
+def _by_name(preset: str, described: Mapping[str, Any], notices: list[str]) -> str:
+    """The preset that the name of the model means, where it differs from the family's only in how it is run."""
+    named = recognise(described)
+    if named is None or named == preset:
+        return preset
+    same = ("mask_token", "logit_shift")
+    if any(getattr(PRESETS[named], field) != getattr(PRESETS[preset], field) for field in same):
+        return preset
+    notices.append(f"{described['general.name']} is taken for {named} by its name; --diffusion {preset} changes that")
+    return named
 
 
 def _published(preset: str, config: Config, described: Mapping[str, Any], notices: list[str]) -> DiffusionSpec:
