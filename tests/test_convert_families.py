@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_checkpoints import CHECKPOINTS, Made, State
+from family_checkpoints import CHECKPOINTS, YARN, Made, State
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from tiny import VOCAB
@@ -547,6 +547,32 @@ def test_the_oldest_checkpoints_are_told_by_their_tensors(converted: Any, tmp_pa
     shutil.copytree(checkpoint.folder, folder)
     config = {name: value for name, value in checkpoint.config.items() if name not in ("model_type", "architectures")}
     (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "out.gguf", type="f32")
+    assert (tmp_path / "out.gguf").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("case", "without", "older"),
+    [
+        (
+            "modernbert",
+            ("rope_parameters", "layer_types"),
+            {"global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0},
+        ),
+        ("rnd1", ("rope_parameters",), {"rope_theta": 1000000.0, "rope_scaling": False, "sliding_window": False}),
+        ("nemotron", ("rope_parameters",), {"rope_scaling": YARN, "rope_theta": 1000000.0}),
+        ("qwen3moe", ("num_local_experts",), {"num_experts": 8}),
+    ],
+)
+def test_older_spellings_of_the_configuration(
+    converted: Any, tmp_path: Path, case: str, without: tuple[str, ...], older: dict[str, Any]
+) -> None:
+    checkpoint, path = converted(case)
+    folder = tmp_path / case
+    shutil.copytree(checkpoint.folder, folder)
+    assert all(name in checkpoint.config for name in without)
+    config = {name: value for name, value in checkpoint.config.items() if name not in without}
+    (folder / "config.json").write_text(json.dumps(config | older))
     convert(folder, tmp_path / "out.gguf", type="f32")
     assert (tmp_path / "out.gguf").read_bytes() == path.read_bytes()
 
