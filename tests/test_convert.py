@@ -254,7 +254,7 @@ def test_stored_types_and_their_errors(checkpoints: Any, tmp_path: Path, kind: s
     types = {tensor.name: tensor.tensor_type.name.lower() for tensor in GGUFReader(tmp_path / "out.gguf").tensors}
     found = read(tmp_path / "out.gguf")
     for name, tensor in expected_tensors(model).items():
-        head = name in ("token_embd.weight", "output.weight")
+        head = name == "output.weight"  # q6_k, which these rows of 64 do not divide into
         wanted = "f32" if tensor.ndim == 1 else "q8_0" if head and kind.startswith("q4") else kind
         assert types[name] == wanted, name
         if wanted == "f32":
@@ -264,12 +264,12 @@ def test_stored_types_and_their_errors(checkpoints: Any, tmp_path: Path, kind: s
         elif wanted == "bf16":
             rounded = torch.from_numpy(tensor.copy()).to(torch.bfloat16).float().numpy()
             np.testing.assert_array_equal(found[name], rounded)
-        else:  # half a quantum per block; the scale itself is rounded to f16, and q4_0 clips one end by a whole quantum
+        else:  # no worse than rounding each value of a block to steps that reach its largest one
             values = blocks_of(tensor)
             largest = np.abs(values).max(1)
             quantum = {"q8_0": largest / 127, "q4_0": largest / 8, "q4_1": np.ptp(values, axis=1) / 15}[wanted]
-            bound = quantum * {"q8_0": 0.5, "q4_0": 1.0, "q4_1": 0.5}[wanted] + largest * 2e-3
-            assert (np.abs(blocks_of(found[name]) - values).max(1) <= bound).all(), name
+            error = np.sqrt(np.square(blocks_of(found[name]) - values).mean(1))
+            assert (error <= 0.5 * quantum + largest * 1e-3).all(), name
     assert sum(report.types.values()) == len(types)
     assert report.file_bytes == (tmp_path / "out.gguf").stat().st_size
     assert report.parameters == sum(p.numel() for p in model.parameters())
@@ -288,7 +288,7 @@ def test_values_beyond_the_type_or_not_finite_are_refused(tmp_path: Path) -> Non
     import torch
 
     model = tiny_checkpoint("llama", tmp_path / "hf", num_hidden_layers=1)
-    for value, message in ((1e5, "holds 100000, too large for type f16"), (float("nan"), "not finite")):
+    for value, message in ((1e5, "holds 100000, too large for type F16"), (float("nan"), "not finite")):
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight[3, 4] = value
         model.save_pretrained(tmp_path / "hf")
@@ -455,10 +455,7 @@ def test_old_spelling_of_rope_settings(checkpoints: Any, tmp_path: Path) -> None
     assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [("q4_k_m", "type 'q4_k_m' comes with the quantiser"), ("q3", "type 'q3' is unknown; convert writes f32, f16")],
-)
-def test_other_types_are_refused_by_name(checkpoints: Any, tmp_path: Path, kind: str, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+@pytest.mark.parametrize("kind", ["iq2_xxs", "q3"])
+def test_other_types_are_refused_by_name(checkpoints: Any, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(OptionError, match=f"type '{kind}' cannot be written; choose one of f32, f16"):
         convert(checkpoints["gpt2"][0], tmp_path / "out.gguf", type=kind)

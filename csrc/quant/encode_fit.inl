@@ -148,7 +148,14 @@ LD_INLINE AffineSums affine_sums(const Groups<N>& g, V inverse_scale, V offset) 
 // that lie on a coarser grid already. None first: what is as good keeps an offset that is one of the values.
 constexpr float kCuts[] = {0.0f, -0.35f, -1.0f, 0.35f, 0.7f, 1.1f, 1.6f};
 
-// With kBelow, m >= 0: zero is within the range, as types that store the minimum without a sign want it.
+// To 11 significant bits, what half precision keeps of numbers that are not denormal there (Veltkamp's splitting).
+LD_INLINE V eleven_bits(V x) {
+  const V scaled = x * 8193.0f;
+  return scaled - (scaled - x);
+}
+
+// With kBelow, m >= 0: zero is within the range, as types that store the minimum without a sign want it. Without, both
+// are stored in half precision, and candidates compete as they will be stored.
 template <int kTop, bool kBelow, int N>
 Affine best_affine(const Groups<N>& g, int rounds) {
   V low = g.x[0], high = g.x[0], weight = {}, sum = {};
@@ -176,11 +183,14 @@ Affine best_affine(const Groups<N>& g, int rounds) {
       const I above = m < V{};
       s = above ? t.level_x * inverse(t.level2) : s;
       m = above ? V{} : m;
+    } else {
+      s = eleven_bits(s);
+      m = eleven_bits(m);
     }
     // The error is smaller by this than with y = low.
     const V c = m + low;  // y - low = s * level - c
     const V gain = 2 * (s * level_x - c * shifted) - (s * s * t.level2 - 2 * s * c * t.level + c * c * weight);
-    const I better = (gain > most * (1 + 0x1p-21f)) & (s > V{});  // more than rounding errors make
+    const I better = (gain > most * (1 + 0x1p-20f)) & (s > V{});  // more than rounding errors make
     best.s = better ? s : best.s;
     best.m = better ? m : best.m;
     most = better ? gain : most;

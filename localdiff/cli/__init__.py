@@ -20,6 +20,7 @@ COMMANDS = {  # name, also of the module -> help
     "run": "continue a prompt, or chat",
     "infill": "fill the holes of a text",
     "convert": "make a GGUF file from a checkpoint",
+    "quantize": "make a GGUF file smaller",
     "adapt": "train an autoregressive checkpoint into a diffusion model",
     "bench": "measure the speed of a model on this machine",
     "info": "show what a GGUF file holds",

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from .bar import Bar
+
 
 @click.command(short_help="make a GGUF file from a checkpoint")
 @click.argument("source", metavar="HF_DIR")
 @click.option("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
-@click.option("--type", "kind", metavar="TYPE", help="type of the weights: f32, f16 (default), bf16, q8_0, q4_0, q4_1")
+@click.option("--type", "kind", metavar="TYPE", help="type of the weights: f16 (default) or any of quantize")
 @click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: the diffusion record, or changes to it")
 @click.option("--tokenizer", metavar="PATH", help="tokenizer folder or file, where it does not lie beside the weights")
 @click.option("--lora", metavar="DIR", help="PEFT adapter to merge into the weights")
@@ -28,13 +30,7 @@ def command(
     """Convert HF_DIR, a llama2.c .bin, or a .gguf file without a diffusion record."""
     from ..convert import convert
 
-    shown = sys.stderr.isatty()
-
-    def progress(tensor: str, done: int, total: int) -> None:
-        if shown:
-            print(f"\r{done}/{total} {tensor[:60]}\x1b[K", end="", file=sys.stderr, flush=True)
-
-    try:
+    with Bar() as bar:
         report = convert(
             Path(source),
             Path(output),
@@ -43,11 +39,8 @@ def command(
             tokenizer=Path(tokenizer) if tokenizer else None,
             lora=Path(lora) if lora else None,
             name=name,
-            progress=progress,
+            progress=bar.show,
         )
-    finally:
-        if shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     for notice in report.notices:
         print(f"note: {notice}", file=sys.stderr)
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())

@@ -2,7 +2,7 @@
 
 Order of work: read names and shapes, match them against the family's table (matching.py), refuse with everything that
 is wrong, build the metadata, then stream the tensors into a temporary file that is validated and renamed. Not here:
-K-quants, sharded output.
+sharded output.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from ..errors import ModelFileError, OptionError
 from ..presets import resolve
+from ..quantize.encoding import encode, stored_bytes
+from ..quantize.mixtures import Candidate, Mixture, T, choose_types, facts_of, find_mixture, substitutes
 from ..spec import DiffusionSpec, has_record
 from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family, refuse_quantised
@@ -28,9 +30,8 @@ from .gguf_file import open_gguf
 from .lora import merge
 from .matching import FileTensor, match, plain_names
 from .record import find_record
-from .storage import STORAGE_TYPES, StorageType, choose_type, encode, find_type, stored_bytes
 from .vocabulary import load_tokenizer, vocabulary_metadata
-from .writing import PlannedTensor, Progress, Typed, write_gguf
+from .writing import PlannedTensor, Progress, Typed, copied_metadata, write_gguf
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def convert(
 
     source     an HF folder of a family of families.py, which `adapt` writes too, a llama2.c checkpoint, or a .gguf
                file (the first part of a split one), whose tensors are copied untouched
-    type       f32, f16, bf16, q8_0, q4_0 or q4_1; None = f16, and the types as they are for a .gguf file
+    type       a name of quantize.mixtures.MIXTURES, in any case; None = f16, and the types as they are for a .gguf file
     diffusion  the text of --diffusion; replaces fields of the source's record, or is the record where it has none
     tokenizer  an HF folder, a tokenizer.json or a llama2.c tokenizer; None = the one in the source's folder
     lora       the folder of a PEFT adapter, merged into the weights
@@ -118,14 +119,16 @@ def _plan(
         raise ModelFileError(f"{source}: no such file or folder")
     if source.is_dir():
         refuse_quantised(source)
-        return _plan_checkpoint(open_folder(source), source, find_type(type or "f16"), diffusion, tokenizer, lora, name)
+        wanted = find_mixture(type or "f16")
+        return _plan_checkpoint(open_folder(source), source, wanted, diffusion, tokenizer, lora, name)
     with source.open("rb") as file:
         start = file.read(4)
     if start == b"GGUF":
         for option, value in (("type", type), ("tokenizer", tokenizer), ("lora", lora)):
             if value is not None:
+                instead = "use localdiff quantize" if option == "type" else "leave it out"
                 raise OptionError(
-                    f"{source}: a GGUF file is copied as it is, so --{option} cannot be honoured; leave it out"
+                    f"{source}: a GGUF file is copied as it is, so --{option} cannot be honoured; {instead}"
                 )
         return _plan_copy(source, diffusion, name)
     if source.suffix == ".safetensors" or start[:2] in (b"PK", b"\x80\x02"):
@@ -134,21 +137,14 @@ def _plan(
         raise OptionError(
             f"{source}: is not a GGUF file; if it is a llama2.c checkpoint, name its tokenizer with --tokenizer"
         )
-    return _plan_checkpoint(open_llama2c(source), source, find_type(type or "f16"), diffusion, tokenizer, lora, name)
+    return _plan_checkpoint(open_llama2c(source), source, find_mixture(type or "f16"), diffusion, tokenizer, lora, name)
 
 
 def _plan_copy(source: Path, diffusion: str | None, name: str | None) -> _Plan:
     """A GGUF file with its record added or changed; metadata and tensors are carried over as they are."""
     reader = open_gguf(source)
-    metadata: dict[str, Any] = {}
-    notices: list[str] = []
-    for key, entry in reader.fields.items():
-        if key.startswith("GGUF."):  # the header, as the reader presents it
-            continue
-        if entry.types[0] == gguf.GGUFValueType.ARRAY and len(entry.types) < 2:
-            notices.append(f"the empty list {key} is left out")
-            continue
-        metadata[key] = Typed(entry.contents(), *entry.types[:2])
+    typed, notices = copied_metadata(reader)
+    metadata: dict[str, Any] = dict(typed)
     arch = metadata.pop("general.architecture", Typed(None, gguf.GGUFValueType.STRING)).value
     embedding = next((tensor for tensor in reader.tensors if tensor.name == "token_embd.weight"), None)
     if not isinstance(arch, str) or embedding is None:
@@ -182,7 +178,7 @@ def _plan_copy(source: Path, diffusion: str | None, name: str | None) -> _Plan:
 def _plan_checkpoint(
     checkpoint: Checkpoint,
     source: Path,
-    wanted: StorageType,
+    wanted: Mixture,
     diffusion: str | None,
     tokenizer: Path | None,
     lora: Path | None,
@@ -223,33 +219,25 @@ def _plan_checkpoint(
     else:
         spec.check_vocabulary(rows)
         metadata |= spec.to_gguf(family.arch)
+    candidates = [Candidate(tensor.name, tensor.shape, T.F32) for tensor in matched if not tensor.exact]
+    chosen = choose_types(candidates, wanted, facts_of(metadata | {"general.architecture": family.arch}))
+    notices += substitutes(chosen)
     planned: list[PlannedTensor] = []
-    widened: list[str] = []
     for tensor in matched:
-        storage = STORAGE_TYPES["f32"] if tensor.exact else choose_type(tensor.name, tensor.shape, wanted)
-        if storage.name == "f16" and wanted.name != "f16":
-            widened.append(tensor.name)
-        load = partial(_encoded, tensor, storage)
-        planned.append(
-            PlannedTensor(tensor.name, tensor.shape, storage.kind, stored_bytes(tensor.shape, storage), load)
-        )
-    if widened:
-        notices.append(f"rows not divisible by 32, stored as f16 instead of {wanted.name}: {', '.join(widened)}")
-    if wanted.head is not None:
-        notices.append(f"the token embedding and the head are stored as {wanted.head} where their rows allow it")
+        kind = T.F32 if tensor.exact else chosen[tensor.name].kind
+        nbytes = stored_bytes(tensor.shape, kind)
+        planned.append(PlannedTensor(tensor.name, tensor.shape, kind, nbytes, partial(_encoded, tensor, kind)))
     sources = (*checkpoint.files, *files.files, *(merged.files if merged else ()))
     return _Plan(family.arch, name, metadata, planned, spec, notices + more_notices, sources)
 
 
-def _encoded(tensor: FileTensor, storage: StorageType) -> npt.NDArray[np.generic]:
+def _encoded(tensor: FileTensor, kind: T) -> npt.NDArray[np.generic]:
     """The stored bytes; of a tensor in parts no more than one is held as float32 at a time."""
-    first = encode(tensor.name, tensor.parts[0](), storage)
     if len(tensor.parts) == 1:
-        return first
-    whole: npt.NDArray[np.generic] = np.empty((len(tensor.parts), *first.shape), first.dtype)
-    whole[0] = first
-    for index, load in enumerate(tensor.parts[1:], start=1):
-        whole[index] = encode(tensor.name, load(), storage)
+        return encode(tensor.name, tensor.parts[0](), kind)
+    whole = np.empty((len(tensor.parts), stored_bytes(tensor.shape[1:], kind)), np.uint8)
+    for index, load in enumerate(tensor.parts):
+        whole[index] = encode(tensor.name, load(), kind)
     return whole
 
 

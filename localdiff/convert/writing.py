@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..atomic import atomic_file
 from ..errors import ModelFileError
-from .gguf_file import open_gguf
+from .gguf_file import GgufFile, open_gguf
 
 Progress = Callable[[str, int, int], None]  # name of the tensor written, tensors done, tensors in all
 
@@ -103,3 +103,17 @@ def _validate(path: Path, keys: Iterable[str], tensors: list[PlannedTensor]) -> 
         raise ModelFileError(
             f"{path}: the written file does not read back as planned; the disk or the memory is at fault"
         )
+
+
+def copied_metadata(source: GgufFile) -> tuple[dict[str, Typed], list[str]]:
+    """The key-values of a file with their types, to be written again, and notices of what cannot be."""
+    metadata: dict[str, Typed] = {}
+    notices: list[str] = []
+    for key, entry in source.fields.items():
+        if key.startswith("GGUF."):  # the header, as the reader presents it
+            continue
+        if entry.types[0] == gguf.GGUFValueType.ARRAY and len(entry.types) < 2:
+            notices.append(f"the empty list {key} is left out")
+            continue
+        metadata[key] = Typed(entry.contents(), *entry.types[:2])
+    return metadata, notices
