@@ -251,9 +251,16 @@ ld_status ld_model_open(const ld_gguf* file, const ld_model_options* options, ld
     const ld_model_options o = read_struct("ld_model_options", options);
     require(o.threads >= 0 && o.threads <= 1024, "threads must be 0 to 1024");
     require(o.plan == 0 || o.plan == 1, "plan must be 0 or 1");
+    require(o.n_adapters >= 0 && o.n_adapters <= 64, "n_adapters must be 0 to 64");
+    require(o.n_adapters == 0 || o.adapters != nullptr, "adapters is NULL");
+    std::vector<ld::Adapter> adapters;
+    for (int32_t i = 0; i < o.n_adapters; i++) {
+      require(o.adapters[i] != nullptr, "an adapter is NULL");
+      adapters.push_back({o.adapters[i]->file.get(), o.adapter_scales == nullptr ? 1.0f : o.adapter_scales[i]});
+    }
+    const ld::DeviceOptions device{o.isa, o.threads, o.plan != 0};
     auto model = std::make_unique<ld_model>();
-    model->model =
-        std::make_unique<ld::Model>(*file->file, ld::cpu_ops(), ld::DeviceOptions{o.isa, o.threads, o.plan != 0});
+    model->model = std::make_unique<ld::Model>(*file->file, ld::cpu_ops(), device, adapters);
     *out = model.release();
   });
 }

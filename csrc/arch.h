@@ -46,6 +46,7 @@ struct ModelConfig {
   bool fused_gate;  // gate and up are one matrix, gate first
   HeadKind head;
   MoeConfig moe;
+  int low_rank = 0;  // most that adapters add to the layers of one input, found by the loader
 
   int qkv_dim() const { return (heads + 2 * kv_heads) * head_dim; }
   bool has_experts(int layer) const { return moe.experts > 0 && layer >= moe.dense_layers; }

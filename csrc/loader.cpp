@@ -1,5 +1,6 @@
 #include "loader.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "error.h"
@@ -57,6 +58,7 @@ void Loader::run() {
   declare();
   refuse_missing();
   sort_unused();
+  adapters_.refuse_unused();
   declaring_ = false;
   declare();
   for (const Tensor& tensor : file_.tensors())
@@ -93,17 +95,17 @@ Layer Loader::layer(int index) {
   layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   if (pre && (index > 0 || c.first_norm)) layer.attention_join.before = norm(block + "attn_norm");
   if (file_.tensor(block + "attn_qkv.weight") != nullptr) {
-    layer.qkv = {linear(block + "attn_qkv", c.qkv_dim(), c.dim)};
+    layer.qkv = {adaptable(block + "attn_qkv", c.qkv_dim(), c.dim)};
   } else {
-    layer.qkv = {linear(block + "attn_q", c.heads * c.head_dim, c.dim),
-                 linear(block + "attn_k", c.kv_heads * c.head_dim, c.dim),
-                 linear(block + "attn_v", c.kv_heads * c.head_dim, c.dim)};
+    layer.qkv = {adaptable(block + "attn_q", c.heads * c.head_dim, c.dim),
+                 adaptable(block + "attn_k", c.kv_heads * c.head_dim, c.dim),
+                 adaptable(block + "attn_v", c.kv_heads * c.head_dim, c.dim)};
   }
   if (c.qk_norm) {
     layer.attention.q_norm = head_norm(block + "attn_q_norm");
     layer.attention.k_norm = head_norm(block + "attn_k_norm");
   }
-  layer.attention_output = linear(block + "attn_output", c.dim, c.heads * c.head_dim);
+  layer.attention_output = adaptable(block + "attn_output", c.dim, c.heads * c.head_dim);
   if (!pre) layer.attention_join.after = norm(block + "attn_output_norm");
 
   if (pre) layer.ffn_join.before = norm(block + "ffn_norm");
@@ -114,6 +116,7 @@ Layer Loader::layer(int index) {
     layer.experts = experts(block, &layer.expert_weights);
   }
   if (!pre) layer.ffn_join.after = norm(block + "layer_output_norm");
+  for (const auto& parts : {layer.qkv, {layer.attention_output}, layer.ffn.in, {layer.ffn.down}}) widen(parts);
   return layer;
 }
 
@@ -122,12 +125,12 @@ FeedForward Loader::feed_forward(const std::string& block, const char* suffix, i
   FeedForward ffn;
   ffn.width = width;
   if (c.fused_gate) {
-    ffn.in = {linear(block + "ffn_up" + suffix, 2 * width, c.dim)};
+    ffn.in = {adaptable(block + "ffn_up" + suffix, 2 * width, c.dim)};
   } else {
-    if (c.gated) ffn.in.push_back(linear(block + "ffn_gate" + suffix, width, c.dim));
-    ffn.in.push_back(linear(block + "ffn_up" + suffix, width, c.dim));
+    if (c.gated) ffn.in.push_back(adaptable(block + "ffn_gate" + suffix, width, c.dim));
+    ffn.in.push_back(adaptable(block + "ffn_up" + suffix, width, c.dim));
   }
-  ffn.down = linear(block + "ffn_down" + suffix, c.dim, width);
+  ffn.down = adaptable(block + "ffn_down" + suffix, c.dim, width);
   return ffn;
 }
 
@@ -231,9 +234,13 @@ const Weight* Loader::float_matrix(const std::string& name, int rows, int column
   if (tensor == nullptr) return nullptr;
   check_shape(*tensor, rows, columns);
   if (declaring_) return nullptr;
-  const std::vector<float> values = decode(*tensor);
-  Tensor floats = *tensor;
-  floats.type = type_traits(static_cast<int32_t>(TensorType::f32));
+  return pack_floats(name, rows, columns, decode(*tensor));
+}
+
+const Weight* Loader::pack_floats(const std::string& name, int rows, int columns, const std::vector<float>& values) {
+  Tensor floats{name, type_traits(static_cast<int32_t>(TensorType::f32)), 2, {1, 1, 1, 1}, {}};
+  floats.dims[0] = columns;
+  floats.dims[1] = rows;
   floats.data = {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(float)};
   return pack(floats, Use::multiply);
 }
@@ -279,6 +286,25 @@ const float* Loader::upload(const std::vector<float>& values) {
 
 Linear Loader::linear(const std::string& name, int n, int k) {
   return {matrix(name + ".weight", n, k, Use::multiply), vector(name + ".bias", n, true), n};
+}
+
+// A linear layer to which the forward pass can add what adapters say.
+Linear Loader::adaptable(const std::string& name, int n, int k) {
+  Linear layer = linear(name, n, k);
+  const std::string weight = name + ".weight";
+  layer.change.rank = adapters_.rank(weight, n, k);
+  if (layer.change.rank == 0 || declaring_) return layer;
+  const Factors factors = adapters_.factors(weight, n, k);
+  layer.change.a = pack_floats(weight + ".lora_a", factors.rank, k, factors.a);
+  layer.change.b = pack_floats(weight + ".lora_b", n, factors.rank, factors.b);
+  return layer;
+}
+
+// Makes room for what the changes of layers with one input share.
+void Loader::widen(const std::vector<Linear>& parts) {
+  int rank = 0;
+  for (const Linear& part : parts) rank += part.change.rank;
+  model_.config_.low_rank = std::max(model_.config_.low_rank, rank);
 }
 
 Norm Loader::norm(const std::string& name) {

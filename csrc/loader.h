@@ -13,7 +13,8 @@ namespace ld {
 
 class Loader {
  public:
-  Loader(Model& model, const Gguf& file) : model_(model), file_(file) {}
+  Loader(Model& model, const Gguf& file, std::span<const Adapter> adapters)
+      : model_(model), file_(file), adapters_(adapters, model.config_.arch) {}
   void run();
 
  private:
@@ -32,10 +33,13 @@ class Loader {
   const Weight* matrix(const std::string& name, int rows, int columns, Use use);
   const Weight* table(const std::string& name, int rows);
   const Weight* float_matrix(const std::string& name, int rows, int columns);
+  const Weight* pack_floats(const std::string& name, int rows, int columns, const std::vector<float>& values);
   void slices(const std::string& name, int count, int rows, int columns, std::vector<const Weight*>* out);
   const float* vector(const std::string& name, int length, bool optional);
   const float* upload(const std::vector<float>& values);
   Linear linear(const std::string& name, int n, int k);
+  Linear adaptable(const std::string& name, int n, int k);
+  void widen(const std::vector<Linear>& parts);
   Norm norm(const std::string& name);
   Norm head_norm(const std::string& name);
 
@@ -44,6 +48,7 @@ class Loader {
 
   Model& model_;
   const Gguf& file_;
+  Adapters adapters_;
   bool declaring_ = true;
   std::set<std::string> used_;
   std::vector<std::string> missing_;

@@ -4,10 +4,10 @@
 
 namespace ld {
 
-Model::Model(const Gguf& file, const Ops& ops, const DeviceOptions& options)
+Model::Model(const Gguf& file, const Ops& ops, const DeviceOptions& options, std::span<const Adapter> adapters)
     : ops_(ops), config_(read_config(file)), device_(ops.open(options)) {
   try {
-    Loader(*this, file).run();
+    Loader(*this, file, adapters).run();
   } catch (...) {
     release();
     throw;

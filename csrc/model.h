@@ -7,16 +7,25 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "arch.h"
 #include "gguf.h"
 #include "ops.h"
 
 namespace ld {
 
+// What adapters add to a linear layer: b (a x).
+struct LowRank {
+  int rank = 0;               // 0 = nothing
+  const Weight* a = nullptr;  // [rank, k]
+  const Weight* b = nullptr;  // [n, rank]
+};
+
 struct Linear {
   const Weight* weight = nullptr;  // [n, k]; null where the model has no such layer
   const float* bias = nullptr;     // [n] or null
   int n = 0;
+  LowRank change{};
 };
 
 // A sublayer reads norm(x) and adds to x, which `after` then norms in place. Either norm may be NormKind::none.
@@ -53,8 +62,8 @@ struct OutputHead {
 
 class Model {
  public:
-  // `file` must outlive the model: embeddings are looked up in its bytes.
-  Model(const Gguf& file, const Ops& ops, const DeviceOptions& options);
+  // `file` must outlive the model: embeddings are looked up in its bytes. The adapters are copied.
+  Model(const Gguf& file, const Ops& ops, const DeviceOptions& options, std::span<const Adapter> adapters = {});
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;

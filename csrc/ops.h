@@ -30,7 +30,7 @@ enum class Use { gather, multiply };
 // Activation buffers of a context, each [rows, width given in ContextShape].
 // `ffn` holds gate | up of a gated feed-forward layer side by side; `branch` what is normed or summed before it joins x;
 // `head` what a masked language model's head makes of score_rows rows.
-enum class Buffer { x, qkv, attention, ffn, branch, head, count };
+enum class Buffer { x, qkv, attention, ffn, branch, head, low_rank, count };
 
 struct ContextShape {
   int threads;  // 0 = all that the process may use

@@ -91,19 +91,39 @@ class Pass {
 
   // y holds the outputs of all parts, one after the other.
   void side_by_side(const LinearInput& input, const std::vector<Linear>& parts, float* y, int stride) {
-    constexpr int kMostParts = 3;
-    LinearOutput outputs[kMostParts];
-    int count = 0;
-    for (const Linear& part : parts) {
-      outputs[count++] = {part.weight, part.bias, y, stride, false};
-      y += part.n;
-    }
-    ops_.linear(context_, input, rows_.count, outputs, count);
+    multiply(input, parts.data(), static_cast<int>(parts.size()), y, stride, false);
   }
 
   void add_to_x(const LinearInput& input, const Linear& linear) {
-    const LinearOutput output{linear.weight, linear.bias, buffer(Buffer::x), config_.dim, true};
-    ops_.linear(context_, input, rows_.count, &output, 1);
+    multiply(input, &linear, 1, buffer(Buffer::x), config_.dim, true);
+  }
+
+  // What adapters add goes by the narrow side: a x, all parts at once with W x, then y += b (a x) part by part.
+  void multiply(const LinearInput& input, const Linear* parts, int count, float* y, int stride, bool add) {
+    constexpr int kMostParts = 3;
+    LinearOutput outputs[2 * kMostParts];
+    float* narrow = buffer(Buffer::low_rank);
+    int n_outputs = 0, column = 0;
+    for (const Linear* part = parts; part < parts + count; part++) {
+      outputs[n_outputs++] = {part->weight, part->bias, y + column, stride, add};
+      column += part->n;
+    }
+    for (const Linear* part = parts; part < parts + count; part++) {
+      if (part->change.rank == 0) continue;
+      outputs[n_outputs++] = {part->change.a, nullptr, narrow, config_.low_rank, false};
+      narrow += part->change.rank;
+    }
+    ops_.linear(context_, input, rows_.count, outputs, n_outputs);
+
+    narrow = buffer(Buffer::low_rank);
+    for (const Linear* part = parts; part < parts + count; y += part++->n) {
+      const LowRank& change = part->change;
+      if (change.rank == 0) continue;
+      const LinearOutput output{change.b, nullptr, y, stride, true};
+      ops_.linear(context_, {narrow, config_.low_rank, change.rank, nullptr, Norm{}, Activation::none, nullptr},
+                  rows_.count, &output, 1);
+      narrow += change.rank;
+    }
   }
 
   const Model& model_;
@@ -135,6 +155,7 @@ ContextShape context_shape(const ModelConfig& config, int slots, int slot_length
   width(Buffer::ffn) = config.gated ? 2 * ffn_dim : ffn_dim;
   width(Buffer::branch) = config.moe.experts > 0 ? config.dim : 0;
   width(Buffer::head) = config.head == HeadKind::mlm ? config.dim : 0;
+  width(Buffer::low_rank) = config.low_rank;
   shape.max_k = std::max({config.dim, ffn_dim, config.heads * config.head_dim, config.moe.expert_dim});
   shape.vocab = config.vocab;
   shape.ropes = config.rope.kind == Rope::none ? 0 : config.window > 0 ? 2 : 1;

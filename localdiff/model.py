@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -44,6 +45,7 @@ def load(
     diffusion: str | None = None,
     isa: str | None = None,
     access: str = "map",
+    lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Model:
     """Load a GGUF file.
 
@@ -53,6 +55,7 @@ def load(
     diffusion  a preset or `mask=811,shift=1,attn=full,...`, for files without a diffusion record or to override it
     isa        name of a CPU kernel row, None = the best
     access     "map" starts at once; "read" survives the file being changed while in use
+    lora       GGUF adapters for this model, each a path or "PATH=SCALE"; the file of the model stays as it is
     raises     ModelFileError, OptionError
     """
     if device not in DEVICES:
@@ -60,12 +63,27 @@ def load(
     if path is None and not EMBEDDED.is_file():
         raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
     where = EMBEDDED if path is None else Path(path)
-    with File.open(where, access) as file:
+    named = [scaled_path(each) for each in ([lora] if isinstance(lora, (str, os.PathLike)) else lora)]
+    with ExitStack() as files:
+        file = files.enter_context(File.open(where, access))
+        adapters = [(files.enter_context(File.open(adapter, access)), scale) for adapter, scale in named]
         metadata = file.metadata
         found = record_in_force(metadata, diffusion)
-        engine = EngineModel(file, isa=isa, threads=threads)
+        engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters)
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
         return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused)
+
+
+def scaled_path(text: str | os.PathLike[str]) -> tuple[Path, float]:
+    """(path, scale) of "PATH" or "PATH=SCALE"; a name that holds = and exists is a path."""
+    name = os.fspath(text)
+    path, separator, scale = name.rpartition("=")
+    if not separator or Path(name).is_file():
+        return Path(name), 1.0
+    try:
+        return Path(path), float(scale)
+    except ValueError:
+        raise OptionError(f"the adapter {name} has scale '{scale}', expected a number such as {path}=0.5") from None
 
 
 class Model:

@@ -114,7 +114,9 @@ typedef struct ld_model_options {
   int32_t threads;      /* for repacking; 0 = all the process may use */
   const char *isa;      /* kernel row by name; NULL = the best supported one */
   int32_t plan;         /* 1 = weights are counted, not packed: sizes can be asked for, sessions cannot be created */
-  int32_t reserved;
+  int32_t n_adapters;   /* LoRA adapters, added to the layers while they run */
+  const ld_gguf *const *adapters;  /* [n_adapters] files for this architecture; not needed after the call */
+  const float *adapter_scales;     /* [n_adapters]; NULL = 1 each */
 } ld_model_options;
 
 typedef struct ld_model_info {

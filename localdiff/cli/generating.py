@@ -28,6 +28,7 @@ LOADING = (
     click.option("--threads", type=int, help="CPU threads (default: all that the process may use)"),
     click.option("--isa", help="CPU kernel row by name, see localdiff doctor (default: the best)"),
     click.option("--diffusion", help="preset or mask=ID,shift=0|1,attn=full,...: over the file's diffusion record"),
+    click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="GGUF adapter to apply; may be repeated"),
 )
 SHOWING = (
     click.option("--no-live", is_flag=True, help="no live view"),
@@ -79,6 +80,7 @@ def load(model: str | None, values: dict[str, Any]) -> Model:
         threads=values["threads"],
         isa=values["isa"],
         diffusion=values["diffusion"],
+        lora=values["lora"],
     )
     for notice in loaded.notices:
         print(f"localdiff: {notice}", file=sys.stderr)

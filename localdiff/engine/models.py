@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from .._abi import ffi
@@ -43,13 +44,25 @@ class ModelMemory:
 class EngineModel(Closable):
     """Weights packed for one kernel row; immutable, may be shared between threads.
 
-    plan    True: weights are counted, not packed; info, memory and plan() answer, sessions are refused
+    plan      True: weights are counted, not packed; info, memory and plan() answer, sessions are refused
+    adapters  LoRA files and their scales; they may be closed afterwards
     """
 
-    def __init__(self, file: File, isa: str | None = None, threads: int | None = None, plan: bool = False):
+    def __init__(
+        self,
+        file: File,
+        isa: str | None = None,
+        threads: int | None = None,
+        plan: bool = False,
+        adapters: Sequence[tuple[File, float]] = (),
+    ):
         lib = library()
         name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
         options = new_struct("ld_model_options", threads=count_of("threads", threads), isa=name, plan=int(plan))
+        # Kept until the call is over: a struct of cffi does not own what it points to.
+        handles = ffi.new("ld_gguf *[]", [adapter._handle.pointer() for adapter, _ in adapters])
+        scales = ffi.new("float[]", [scale for _, scale in adapters])
+        options.n_adapters, options.adapters, options.adapter_scales = len(adapters), handles, scales
         out = ffi.new("ld_model **")
         parent = file._handle.pointer()
         check(lib.ld_model_open(parent, options, out), invalid=OptionError)
