@@ -1,8 +1,9 @@
 """Canvas: the tokens being denoised, prompt included, and what is known about each position.
 
 Every position is given (the caller's, never changed), masked (not known yet) or committed (written by a decoder). The
-state is kept apart from the tokens, because a genuine token may have the mask token's id. A canvas is immutable:
-apply() returns the next one, so that the history of a text is a list of canvases. Not here: text, the engine, policy.
+state is kept apart from the tokens, because a genuine token may have the mask token's id, and a masked position may
+show the model a random token. A canvas is immutable: apply() returns the next one, so that the history of a text is a
+list of canvases, or of commits. Not here: text, the engine, policy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from .errors import OptionError
 
 Int32 = npt.NDArray[np.int32]
+UInt8 = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
 GIVEN, MASKED, COMMITTED = 0, 1, 2
 
 
@@ -34,22 +37,47 @@ class Hole:
 
 @dataclass(frozen=True)
 class Commits:
-    """What a decoder writes in one step: positions int32 [n], ascending, and their tokens int32 [n]."""
+    """What one denoise step changes; applied to the canvas before it, it gives the canvas after it.
+
+    positions  int32 [n]    ascending
+    tokens     int32 [n]    what is written there
+    scores     float32 [n]  what the decoder ranked or tested them by, higher = surer; None where it looked at none
+    state      uint8 [n]    MASKED (back to unknown) or COMMITTED; None = masked positions only, all committed now
+    copies     int32 [n]    how many times the position stands there afterwards: 0 removes it; None = 1 each
+    """
 
     positions: Int32
     tokens: Int32
+    scores: Float32 | None = None
+    state: UInt8 | None = None
+    copies: Int32 | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def written(self) -> Int32:
+        """The positions that hold a token afterwards, as they are numbered afterwards."""
+        kept = np.ones(len(self), bool) if self.state is None else self.state == COMMITTED
+        copies = np.ones(len(self), np.int32) if self.copies is None else self.copies
+        before = np.cumsum(copies - 1) - (copies - 1)  # what the earlier changes add to the canvas
+        written: Int32 = (self.positions + before)[kept & (copies == 1)].astype(np.int32)
+        return written
+
 
 @dataclass(frozen=True)
 class Canvas:
-    """tokens int32 [length], state uint8 [length] of GIVEN, MASKED, COMMITTED; both read-only."""
+    """The canvas at one moment; the arrays are read-only.
+
+    tokens  int32 [length]
+    state   uint8 [length]  GIVEN, MASKED, COMMITTED
+    origin  int32 [length]  where the position was in the first canvas of this text; copies share one; never falling
+    """
 
     tokens: Int32
-    state: npt.NDArray[np.uint8]
+    state: UInt8
     mask_token: int
+    origin: Int32
 
     @staticmethod
     def of(parts: Sequence[Sequence[int] | Hole], mask_token: int) -> Canvas:
@@ -64,7 +92,8 @@ class Canvas:
             else:
                 tokens += part
                 state += [GIVEN] * len(part)
-        return _frozen(np.array(tokens, np.int32), np.array(state, np.uint8), mask_token)
+        origin = np.arange(len(tokens), dtype=np.int32)
+        return _frozen(np.array(tokens, np.int32), np.array(state, np.uint8), mask_token, origin)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -80,23 +109,32 @@ class Canvas:
         return np.flatnonzero(self.state != GIVEN).astype(np.int32)
 
     def apply(self, commits: Commits) -> Canvas:
-        """The canvas with `commits` written. Only masked positions can be written, and never the mask token."""
+        """The canvas with `commits` applied. Given positions never change; ValueError where commits say otherwise."""
         positions = commits.positions
         if np.any(positions[1:] <= positions[:-1]):
             raise ValueError(f"commits are at {positions.tolist()}, expected ascending positions")
         if len(positions) and not 0 <= positions[0] <= positions[-1] < len(self):
             raise ValueError(f"commits are at {positions.tolist()}, expected positions below {len(self)}")
-        if np.any(self.state[positions] != MASKED):
+        if commits.state is None and np.any(self.state[positions] != MASKED):
             raise ValueError(f"commits are at {positions.tolist()}, expected masked positions only")
-        if np.any(commits.tokens == self.mask_token):
+        if np.any(self.state[positions] == GIVEN):
+            raise ValueError(f"commits are at {positions.tolist()}, expected no given positions")
+        settled = np.full(len(positions), COMMITTED, np.uint8) if commits.state is None else commits.state
+        kept = settled == COMMITTED if commits.copies is None else (settled == COMMITTED) & (commits.copies > 0)
+        if np.any(kept & (commits.tokens == self.mask_token)):
             raise ValueError(f"a commit writes the mask token {self.mask_token}, expected a token of the text")
         tokens, state = self.tokens.copy(), self.state.copy()
         tokens[positions] = commits.tokens
-        state[positions] = COMMITTED
-        return _frozen(tokens, state, self.mask_token)
+        state[positions] = settled
+        if commits.copies is None:
+            return _frozen(tokens, state, self.mask_token, self.origin)
+        copies = np.ones(len(self), np.int32)
+        copies[positions] = commits.copies
+        tokens, state, origin = (np.repeat(each, copies) for each in (tokens, state, self.origin))
+        return _frozen(tokens, state, self.mask_token, origin)
 
 
-def _frozen(tokens: Int32, state: npt.NDArray[np.uint8], mask_token: int) -> Canvas:
-    tokens.setflags(write=False)
-    state.setflags(write=False)
-    return Canvas(tokens, state, mask_token)
+def _frozen(tokens: Int32, state: UInt8, mask_token: int, origin: Int32) -> Canvas:
+    for array in (tokens, state, origin):
+        array.setflags(write=False)
+    return Canvas(tokens, state, mask_token, origin)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .canvas import Canvas, Hole, Int32
+from .decode.decoder import Facts
 from .decode.loop import Job
 from .decode.table import make_cache, make_decoder, settings_for
 from .engine import Proposal, Request
@@ -134,7 +135,8 @@ class Composer:
     def _job(self, canvas: Canvas, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...]) -> Job:
         settings = settings_for(options, self.spec, len(canvas.masked))
         seed = secrets.randbits(32) if options.seed is None else int(options.seed)
-        decoder = make_decoder(settings, seed)
+        forbidden = self._forbidden(filling=answer == len(canvas))
+        decoder = make_decoder(settings, seed, Facts(self.vocab, forbidden, self.canvas_limit))
         decoder.check(canvas)
         return Job(
             canvas,
@@ -146,7 +148,7 @@ class Composer:
             self.spec.block_length,
             prefix=int(canvas.maskable[0]),
             logit_shift=self.spec.logit_shift,
-            forbidden=self._forbidden(filling=answer == len(canvas)),
+            forbidden=forbidden,
             stop_tokens=stop_tokens,
             answer=answer,
         )

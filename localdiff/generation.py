@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .canvas import MASKED, Canvas, Int32
 from .decode.loop import Step, denoise
 from .errors import Cancelled
@@ -146,7 +148,7 @@ class DenoiseStream(Iterator[DenoiseEvent]):
         jobs = [text.page.job for text in self._texts]
         threads = 0
         try:
-            with self._pool.lend(len(jobs), max(len(job.canvas) for job in jobs)) as session:
+            with self._pool.lend(len(jobs), max(job.decoder.room(job.canvas) for job in jobs)) as session:
                 self._session = session
                 threads = session.timings().threads
                 started = time.perf_counter()
@@ -154,8 +156,8 @@ class DenoiseStream(Iterator[DenoiseEvent]):
                 while (step := self._next(steps)) is not None:
                     text = self._texts[step.index]
                     text.advance(step, time.perf_counter() - started)
-                    page, positions = text.page, step.commits.positions
-                    yield DenoiseEvent(step.index, step.step, step.canvas, positions, step.stop_reason, page)
+                    page, written = text.page, step.commits.written
+                    yield DenoiseEvent(step.index, step.step, step.canvas, written, step.stop_reason, page)
         finally:
             self._session = None
             self._report(threads)
@@ -184,7 +186,7 @@ class _Text:
         self._canvas = step.canvas
         self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
         self._stop_reason = step.stop_reason or "cancelled"
-        if self._first_settled is None and step.canvas.state[step.canvas.maskable[0]] != MASKED:
+        if self._first_settled is None and np.any(step.canvas.state[step.canvas.maskable[:1]] != MASKED):
             self._first_settled = self._seconds
 
     def result(self, setup: Setup, threads: int) -> Generation:

@@ -14,7 +14,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
-from .decode.table import CACHES, DECODERS, ORDERS
+from .decode.table import CACHES, DECODERS, words
 from .errors import OptionError
 
 
@@ -42,7 +42,8 @@ class GenerateOptions:
     decoder: str | None = _option("what is committed at each step", choices=tuple(DECODERS))
     threshold: float | None = _option("commit every token at least this probable", range=(0, 1))
     block_length: int | None = _option("positions denoised before the next ones begin", range=(1, math.inf))
-    order: str | None = _option("which tokens llada commits first", choices=ORDERS)
+    order: str | None = _option("which tokens are committed first; each decoder has its own", choices=words("order"))
+    factor: float | None = _option("how unsure tokens committed together may be (decoder factor)", range=(0, 1e6))
     temperature: float | None = _option("randomness of the tokens, 0 = the likeliest", range=(0, 1e6))
     top_k: int | None = _option("draw from the k likeliest tokens only, 0 = off", range=(0, 2**31 - 1))
     top_p: float | None = _option("draw from the likeliest tokens of this total probability, 1 = all", range=(1e-6, 1))

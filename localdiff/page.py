@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .canvas import COMMITTED, GIVEN, MASKED, Canvas, Int32
 from .decode.loop import Job, first_stop
 
@@ -36,7 +38,7 @@ class Page:
     start       where the text begins: at the answer, or at the first token where holes are filled
     continues   the text at `start` stands after other text
     pad_token   stripped from the end of an answer, None where the model has none
-    parts       where holes are filled: the given texts, word for word, and the holes as positions (start, end)
+    parts       where holes are filled: the given texts, word for word, and the holes as first positions (start, end)
     passes, seconds   spent before the first denoise step, to choose the lengths of holes
     """
 
@@ -76,7 +78,8 @@ class Page:
             if isinstance(part, str):
                 pieces.append((False, part))
                 continue
-            text = self._decode(canvas.tokens[part[0] : min(part[1], end)], part[0] > self.start or self.continues)
+            first, last = np.searchsorted(canvas.origin, part).tolist()
+            text = self._decode(canvas.tokens[first : min(last, end)], part[0] > self.start or self.continues)
             # in most vocabularies the space before a word belongs to its token, so one too many may be there
             spaced = bool(pieces) and pieces[-1][1].endswith(" ")
             pieces.append((True, text.removeprefix(" ") if spaced else text))

@@ -80,3 +80,32 @@ def test_given_tokens_never_change(holes: list[bool], data: st.DataObject) -> No
 def test_hole_lengths(length: object) -> None:
     with pytest.raises(OptionError, match="length of a hole"):
         Hole(length)  # type: ignore[arg-type]
+
+
+# ---- commits that do more than write ----
+
+
+def test_a_committed_token_can_be_edited_or_masked_again_where_the_commits_say_so() -> None:
+    canvas = Canvas.of([[1], Hole(3)], MASK).apply(commits([1, 2], [7, 8]))
+    change = Commits(np.array([1, 2], np.int32), np.array([5, MASK], np.int32), state=np.array([2, 1], np.uint8))
+    after = canvas.apply(change)
+    assert after.tokens.tolist() == [1, 5, MASK, MASK]
+    assert after.state.tolist() == [GIVEN, COMMITTED, MASKED, MASKED]
+    assert change.written.tolist() == [1]
+    with pytest.raises(ValueError, match="no given positions"):
+        canvas.apply(Commits(np.array([0], np.int32), np.array([5], np.int32), state=np.array([2], np.uint8)))
+    with pytest.raises(ValueError, match="writes the mask token"):
+        canvas.apply(Commits(np.array([1], np.int32), np.array([MASK], np.int32), state=np.array([2], np.uint8)))
+
+
+def test_positions_can_be_removed_and_multiplied_and_know_where_they_came_from() -> None:
+    canvas = Canvas.of([[1], Hole(3), [2]], MASK)
+    change = Commits(
+        np.array([1, 2, 3], np.int32), np.array([MASK, MASK, 7], np.int32), None,
+        np.array([MASKED, MASKED, COMMITTED], np.uint8), np.array([2, 0, 1], np.int32),
+    )  # fmt: skip
+    after = canvas.apply(change)
+    assert after.tokens.tolist() == [1, MASK, MASK, 7, 2]
+    assert after.state.tolist() == [GIVEN, MASKED, MASKED, COMMITTED, GIVEN]
+    assert after.origin.tolist() == [0, 1, 1, 3, 4]
+    assert change.written.tolist() == [3]

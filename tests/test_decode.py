@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localdiff.canvas import COMMITTED, GIVEN, MASKED, Canvas, Hole
-from localdiff.decode.decoder import uniform
+from localdiff.decode.decoder import Facts, uniform
 from localdiff.decode.loop import Job, Step, denoise, first_stop
 from localdiff.decode.schedule import left_masked, reveal_probability, share
 from localdiff.decode.table import DECODERS, make_cache, make_decoder, settings_for
@@ -30,11 +30,12 @@ def job(
     spec = spec or DiffusionSpec(MASK, shift)
     canvas = Canvas.of([[index % 7] if char == "g" else Hole(1) for index, char in enumerate(layout)], MASK)
     chosen = settings_for(GenerateOptions(**options), spec, len(canvas.masked))  # type: ignore[arg-type]
-    decoder = make_decoder(chosen, seed)
+    forbidden = np.array([MASK], np.int32)
+    decoder = make_decoder(chosen, seed, Facts(VOCAB, forbidden, 1000))
     decoder.check(canvas)
     return Job(
         canvas, decoder, make_cache(chosen), chosen, seed, "full", 0, 0, shift,
-        np.array([MASK], np.int32), stop, layout.find("."),
+        forbidden, stop, layout.find("."),
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def test_requests_carry_the_settings(name: str) -> None:
     for number, (request,) in enumerate(session.requests, 1):
         found = (request.temperature, request.top_k, request.top_p, request.seed, request.step, request.logit_shift)
         assert found == (0.5, 3, 0.8, 5, number, True)
-        assert request.scores_from == ("raw" if name in ("llada", "threshold") else "sampled")
+        assert request.scores_from == ("sampled" if name in ("random-keep", "topk") else "raw")
         assert request.compute is None
         assert MASK in request.forbidden
 
@@ -399,7 +400,7 @@ def test_random_numbers_belong_to_positions() -> None:
         ({"decoder": "topk", "threshold": 0.5}, "topk has no option threshold; it takes steps"),
         ({"decoder": "random-keep", "block_length": 4}, "random-keep has no option block_length"),
         ({"decoder": "threshold", "order": "random"}, "threshold has no option order"),
-        ({"decoder": "nonsense"}, "decoder is 'nonsense', expected one of random-keep, topk, llada, threshold"),
+        ({"decoder": "nonsense"}, "decoder is 'nonsense', expected one of random-keep, topk, llada, threshold, factor"),
         ({"cache": "prefix"}, "cache is 'prefix', expected one of exact"),
         ({"cache": None}, "cache is None"),
         ({"order": "leftmost", "decoder": "llada"}, "order is 'leftmost'"),

@@ -6,9 +6,12 @@ attention the model sees fixed blocks of positions; then blocks begin at multipl
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..canvas import MASKED, Canvas, Int32
+from .decoder import Decoder, Look, stated
 
 
 def masked_of(canvas: Canvas, block: Int32) -> Int32:
@@ -33,3 +36,16 @@ def current_block(canvas: Canvas, block_length: int, aligned: bool) -> tuple[int
         if len(masked_of(canvas, block)):
             return index, block
     raise ValueError("the canvas has no masked position")
+
+
+class BlockDecoder(Decoder):
+    """A decoder that looks at the masked positions of the first unfinished block."""
+
+    @property
+    def cut(self) -> tuple[int, bool]:
+        """How the canvas is cut, the arguments of blocks()."""
+        return stated(self.settings.block_length), self.settings.aligned
+
+    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
+        _, block = current_block(canvas, *self.cut)
+        return Look(masked_of(canvas, block))

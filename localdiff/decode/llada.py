@@ -8,51 +8,30 @@ Only the current block is ever written. Guidance is not here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from ..canvas import Canvas, Commits, Int32
+from ..canvas import Canvas
 from ..errors import OptionError
-from .blocks import blocks, current_block, masked_of
-from .decoder import pick, uniform
+from .blocks import BlockDecoder, blocks, current_block
+from .decoder import Move, Turn, stated, uniform
+from .order import surest
 from .schedule import share
-from .table import Settings
-
-if TYPE_CHECKING:
-    from ..engine import Proposal
 
 
-class Llada:
-    scores_from = "raw"
-
-    def __init__(self, settings: Settings, seed: int) -> None:
-        assert settings.steps is not None
-        assert settings.block_length is not None
-        self._steps = settings.steps
-        self._cut = (settings.block_length, settings.aligned)
-        self._random = settings.order == "random"
-        self._seed = seed
-
+class Llada(BlockDecoder):
     def check(self, canvas: Canvas) -> None:
-        count = len(blocks(canvas, *self._cut))
-        if self._steps < count:
+        count, steps = len(blocks(canvas, *self.cut)), stated(self.settings.steps)
+        if steps < count:
             raise OptionError(
-                f"steps is {self._steps}, but the text has {count} blocks of {self._cut[0]} positions; "
+                f"steps is {steps}, but the text has {count} blocks of {self.cut[0]} positions; "
                 "expected at least one step per block, so give more steps or a larger block_length"
             )
 
-    def plan(self, canvas: Canvas) -> Int32:
-        _, block = current_block(canvas, *self._cut)
-        return masked_of(canvas, block)
-
-    def step(self, canvas: Canvas, rows: Int32, proposal: Proposal, step: int) -> Commits:
-        index, block = current_block(canvas, *self._cut)
-        steps = share(self._steps, len(blocks(canvas, *self._cut)), index)
-        confidence = uniform(self._seed, step, rows) if self._random else proposal.probability
-        # stable: of equal ones the leftmost
-        surest = np.argsort(-confidence, kind="stable")[: _due(len(block), steps, len(block) - len(rows))]
-        return pick(rows, proposal, np.sort(surest))
+    def step(self, turn: Turn) -> Move:
+        index, block = current_block(turn.canvas, *self.cut)
+        steps = share(stated(self.settings.steps), len(blocks(turn.canvas, *self.cut)), index)
+        random = self.settings.order == "random"
+        scores = uniform(self.seed, turn.step, turn.rows) if random else turn.proposal.probability
+        due = _due(len(block), steps, len(block) - len(turn.rows))
+        return Move(turn.write(surest(scores, due), scores))
 
 
 def _due(total: int, steps: int, written: int) -> int:

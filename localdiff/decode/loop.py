@@ -2,22 +2,23 @@
 
 denoise() takes a batch of jobs, one canvas each, of any lengths. Every round asks the decoders which positions they
 want scored, makes one call of the engine for all canvases that are not finished, lets each decoder choose what to
-write, and yields one Step per canvas. A canvas is finished when nothing is masked, or when its text has ended: a stop
-token is written and everything before it is settled. Not here: text (generation.py), policy (the decoders).
+change, and yields one Step per canvas. A canvas is finished when its decoder says so; else when nothing is masked, or
+when its text has ended: a stop token is written and everything before it is settled. Not here: text (generation.py),
+policy (the decoders).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from ..engine import Proposal, Request
 from .cache import CachePolicy
-from .decoder import Decoder
+from .decoder import Decoder, Look, Move, Turn
 from .table import Settings
 
 
@@ -67,21 +68,24 @@ class Step:
 
 def denoise(engine: Engine, jobs: Sequence[Job]) -> Iterator[Step]:
     """Denoise all canvases; job i uses slot i of the engine. Raises what the engine raises, Cancelled for example."""
-    canvases = [job.canvas for job in jobs]
+    canvases = [job.canvas.apply(job.decoder.start(job.canvas)) for job in jobs]
+    memories: list[Any] = [None] * len(jobs)
     live = [index for index, canvas in enumerate(canvases) if len(canvas.masked)]
     step = 0
     while live:
         step += 1
-        requests = [_request(jobs[index], canvases[index], index, step) for index in live]
+        looks = [jobs[index].decoder.look(canvases[index], step, memories[index]) for index in live]
+        requests = [_request(jobs[i], canvases[i], i, step, look) for i, look in zip(live, looks, strict=True)]
         proposals = engine.propose(requests)
         going_on = []
-        for index, request, proposal in zip(live, requests, proposals, strict=True):
-            commits = jobs[index].decoder.step(canvases[index], request.score, proposal, step)
-            canvases[index] = canvases[index].apply(commits)
-            stop_reason = _stop_reason(jobs[index], canvases[index])
+        for index, look, proposal in zip(live, looks, proposals, strict=True):
+            turn = Turn(canvases[index], look.rows, _as_asked(proposal, look), step, memories[index])
+            move = jobs[index].decoder.step(turn)
+            canvases[index], memories[index] = turn.canvas.apply(move.commits), move.memory
+            stop_reason = _stop_reason(jobs[index], canvases[index], move)
             if stop_reason is None:
                 going_on.append(index)
-            yield Step(index, step, canvases[index], commits, stop_reason)
+            yield Step(index, step, canvases[index], move.commits, stop_reason)
         live = going_on
 
 
@@ -91,30 +95,51 @@ def first_stop(canvas: Canvas, answer: int, stop_tokens: Sequence[int]) -> int:
     return answer + int(np.argmax(written)) if written.any() else len(canvas)
 
 
-def _stop_reason(job: Job, canvas: Canvas) -> str | None:
+def _stop_reason(job: Job, canvas: Canvas, move: Move) -> str | None:
     end = first_stop(canvas, job.answer, job.stop_tokens)
-    if np.any(canvas.state[:end] == MASKED):
+    finished = not np.any(canvas.state[:end] == MASKED) if move.done is None else move.done
+    if not finished:
         return None
     return "length" if end == len(canvas) else "stop"
 
 
-def _request(job: Job, canvas: Canvas, slot: int, step: int) -> Request:
+def _request(job: Job, canvas: Canvas, slot: int, step: int, look: Look) -> Request:
     settings = job.settings
+    temperature = settings.temperature if look.temperature is None else look.temperature
+    forbidden = job.forbidden if look.forbidden is None else np.union1d(job.forbidden, look.forbidden)
     return Request(
-        tokens=canvas.tokens,
-        score=job.decoder.plan(canvas),
+        tokens=canvas.tokens if look.order is None else canvas.tokens[look.order],
+        score=look.rows if look.order is None else np.sort(_read_at(look)),
         slot=slot,
         attention=job.attention,
         block_length=job.attention_block,
         prefix=job.prefix,
         compute=job.cache.rows(canvas),
         logit_shift=job.logit_shift,
-        temperature=settings.temperature,
+        temperature=temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=job.seed,
         step=step,
         # at temperature 0 the drawn-from distribution is a single token and could not rank anything
-        scores_from=job.decoder.scores_from if settings.temperature > 0 else "raw",
-        forbidden=job.forbidden,
+        scores_from=job.decoder.scores_from if temperature > 0 else "raw",
+        forbidden=forbidden,
+        alternatives=look.alternatives,
+        positions=look.order,
     )
+
+
+def _read_at(look: Look) -> Int32:
+    """When the model reads each of the rows."""
+    assert look.order is not None
+    places = np.empty(len(look.order), np.int32)
+    places[look.order] = np.arange(len(look.order), dtype=np.int32)
+    return places[look.rows]
+
+
+def _as_asked(proposal: Proposal, look: Look) -> Proposal:
+    """The answers in the order of look.rows; the engine gave them in the order of reading."""
+    if look.order is None:
+        return proposal
+    back = np.argsort(np.argsort(_read_at(look)))
+    return Proposal(**{field.name: getattr(proposal, field.name)[back] for field in fields(Proposal)})

@@ -8,30 +8,13 @@ other proposals are thrown away. Tokens are drawn at the temperature and from th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ..canvas import Canvas, Commits, Int32
-from .decoder import pick, uniform
+from .decoder import Decoder, Move, Turn, stated, uniform
 from .schedule import reveal_probability
-from .table import Settings
-
-if TYPE_CHECKING:
-    from ..engine import Proposal
 
 
-class RandomKeep:
+class RandomKeep(Decoder):
     scores_from = "sampled"
 
-    def __init__(self, settings: Settings, seed: int) -> None:
-        assert settings.steps is not None
-        self._steps = settings.steps
-        self._seed = seed
-
-    def check(self, canvas: Canvas) -> None:
-        """Any number of steps fits any canvas."""
-
-    def plan(self, canvas: Canvas) -> Int32:
-        return canvas.masked
-
-    def step(self, canvas: Canvas, rows: Int32, proposal: Proposal, step: int) -> Commits:
-        return pick(rows, proposal, uniform(self._seed, step, rows) < reveal_probability(step, self._steps))
+    def step(self, turn: Turn) -> Move:
+        chance = reveal_probability(turn.step, stated(self.settings.steps))
+        return Move(turn.write(uniform(self.seed, turn.step, turn.rows) < chance))

@@ -2,14 +2,15 @@
 
 A value comes from the caller, else from the model record, else from the decoder's row. The record's steps, temperature,
 top_p and threshold were chosen with its own decoder, so they count only where that one is used (or none is named). An
-option that the decoder does not know is refused. The decoders' code is imported when one is made.
+option that the decoder does not know is refused, and so is what combines badly (REFUSALS). The decoders' code is
+imported when one is made.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
@@ -18,16 +19,29 @@ from ..spec import DiffusionSpec
 if TYPE_CHECKING:
     from ..options import GenerateOptions
     from .cache import CachePolicy
-    from .decoder import Decoder
+    from .decoder import Decoder, Facts
 
 
 @dataclass(frozen=True)
 class DecoderRow:
-    """source: where the algorithm comes from; defaults: its settings, `steps` None = one token per step."""
+    """One decoder.
 
-    place: str  # module:class
+    place     module:class
+    source    where the algorithm comes from
+    defaults  its settings; `steps` None = one token per step, other None = off
+    choices   for options that are words: those it knows
+    traits    blocks: denoises block after block; rewrites: committed tokens can change or become masked again anywhere;
+              resizes: the canvas can grow and shrink; reorders: the model reads known tokens first
+    """
+
+    place: str
     source: str
     defaults: Mapping[str, Any]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    traits: frozenset[str] = frozenset()
+
+
+_BLOCKS = frozenset({"blocks"})
 
 
 DECODERS: dict[str, DecoderRow] = {
@@ -38,19 +52,32 @@ DECODERS: dict[str, DecoderRow] = {
     ),
     "topk": DecoderRow("topk:TopK", "DiffuGPT sampler B, arXiv:2410.17891", {"steps": 64, "temperature": 0.9}),
     "llada": DecoderRow(
-        "llada:Llada", "LLaDA, arXiv:2502.09992", {"steps": None, "block_length": 32, "order": "confidence"}
+        "llada:Llada",
+        "LLaDA, arXiv:2502.09992",
+        {"steps": None, "block_length": 32, "order": "confidence"},
+        {"order": ("confidence", "random")},
+        _BLOCKS,
     ),
     "threshold": DecoderRow(
-        "threshold:Threshold", "Fast-dLLM, arXiv:2505.22618", {"threshold": 0.9, "block_length": 32}
+        "threshold:Threshold",
+        "Fast-dLLM, arXiv:2505.22618",
+        {"threshold": 0.9, "block_length": 32},
+        traits=_BLOCKS,
+    ),
+    "factor": DecoderRow(
+        "threshold:Factor", "Fast-dLLM, arXiv:2505.22618", {"factor": 1.0, "block_length": 32}, traits=_BLOCKS
     ),
 }
 DEFAULT_DECODER = "random-keep"
-ORDERS = ("confidence", "random")
 CACHES = {"exact": "cache:Exact"}
 
 _SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}  # every decoder takes these
-_OWN = ("steps", "threshold", "block_length", "order")  # only where the row has them
 _OF_RECORD = ("steps", "threshold", "temperature", "top_p")
+
+
+def words(option: str) -> tuple[str, ...]:
+    """The words that any decoder knows for an option."""
+    return tuple(dict.fromkeys(word for row in DECODERS.values() for word in row.choices.get(option, ())))
 
 
 @dataclass(frozen=True)
@@ -69,11 +96,34 @@ class Settings:
     threshold: float | None = None
     block_length: int | None = None
     order: str | None = None
+    factor: float | None = None
     aligned: bool = False
 
     def shown(self) -> dict[str, Any]:
         """The settings for people, without those that the decoder has not."""
         return {name: value for name, value in asdict(self).items() if value is not None and name != "aligned"}
+
+
+_OWN = tuple(  # only where the decoder's row has them
+    each.name for each in fields(Settings) if each.name not in ("decoder", "cache", "aligned", *_SAMPLING)
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that works badly, and why; the reason is a format of `decoder` and `cache`."""
+
+    when: Callable[[Settings, frozenset[str], DiffusionSpec], bool]  # settings, the decoder's traits, record
+    reason: str
+
+
+REFUSALS = (
+    Refusal(
+        lambda settings, traits, spec: spec.attention == "block_causal" and "blocks" not in traits,
+        "the decoder {decoder} writes anywhere in the text, but this model was trained to finish each block before the "
+        "next (block_causal attention); choose one that works in blocks, {block_decoders}",
+    ),
+)
 
 
 def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> Settings:
@@ -95,11 +145,21 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
     if "steps" in values:  # a default never asks for more passes than there are tokens
         values["steps"] = max(1, min(values["steps"] or masked, masked))
     values.update({n: getattr(options, n) for n in values if getattr(options, n) is not None})
-    return Settings(decoder=name, cache=options.cache, aligned=spec.attention == "block_causal", **values)
+    for option, known in row.choices.items():
+        if values[option] not in known:
+            raise OptionError(f"the decoder {name} knows no {option} {values[option]}, expected {', '.join(known)}")
+    settings = Settings(decoder=name, cache=options.cache, aligned=spec.attention == "block_causal", **values)
+    for refusal in REFUSALS:
+        if refusal.when(settings, row.traits, spec):
+            in_blocks = ", ".join(other for other in DECODERS if "blocks" in DECODERS[other].traits)
+            raise OptionError(
+                refusal.reason.format(decoder=name, cache=settings.cache, block_decoders=in_blocks)
+            )
+    return settings
 
 
-def make_decoder(settings: Settings, seed: int) -> Decoder:
-    decoder: Decoder = _load(DECODERS[settings.decoder].place)(settings, seed)
+def make_decoder(settings: Settings, seed: int, facts: Facts) -> Decoder:
+    decoder: Decoder = _load(DECODERS[settings.decoder].place)(settings, seed, facts)
     return decoder
 
 

@@ -1,42 +1,27 @@
-"""threshold: block after block, every token that the model is sure enough of, and always the surest one.
+"""threshold and factor: block after block, every token that the model is sure enough of, and always the surest one.
 
 Fast-dLLM's parallel decoding (arXiv:2505.22618): in the current block each masked position whose proposed token has at
 least the threshold's probability is written; where none has, the likeliest one, so that every step makes progress.
+With factor f the bound depends on how many are written at once: the n surest are where (n + 1)(1 - p_n) < f.
 Its caches are in cache.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from ..canvas import Canvas, Commits, Int32
-from .blocks import current_block, masked_of
-from .decoder import pick
-from .table import Settings
-
-if TYPE_CHECKING:
-    from ..engine import Proposal
+from .blocks import BlockDecoder
+from .decoder import Move, Turn, stated
+from .order import by_factor, sure_or_best
 
 
-class Threshold:
-    scores_from = "raw"
+class Threshold(BlockDecoder):
+    def step(self, turn: Turn) -> Move:
+        probability = turn.proposal.probability
+        sure = probability >= np.float32(stated(self.settings.threshold))
+        return Move(turn.write(sure_or_best(probability, sure)))
 
-    def __init__(self, settings: Settings, seed: int) -> None:
-        assert settings.threshold is not None
-        assert settings.block_length is not None
-        self._threshold = np.float32(settings.threshold)
-        self._cut = (settings.block_length, settings.aligned)
 
-    def check(self, canvas: Canvas) -> None:
-        """Any threshold fits any canvas."""
-
-    def plan(self, canvas: Canvas) -> Int32:
-        _, block = current_block(canvas, *self._cut)
-        return masked_of(canvas, block)
-
-    def step(self, canvas: Canvas, rows: Int32, proposal: Proposal, step: int) -> Commits:
-        chosen = proposal.probability >= self._threshold
-        chosen[np.argmax(proposal.probability)] = True
-        return pick(rows, proposal, chosen)
+class Factor(BlockDecoder):
+    def step(self, turn: Turn) -> Move:
+        return Move(turn.write(by_factor(turn.proposal.probability, stated(self.settings.factor))))

@@ -7,34 +7,22 @@ few more than N / T masked ones can be written; they keep their token. Positions
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-
-from ..canvas import MASKED, Canvas, Commits, Int32
-from .decoder import pick
+from ..canvas import Canvas
+from .decoder import Decoder, Look, Move, Turn, stated
+from .order import below_rank
 from .schedule import left_masked
-from .table import Settings
-
-if TYPE_CHECKING:
-    from ..engine import Proposal
 
 
-class TopK:
+class TopK(Decoder):
     scores_from = "sampled"
 
-    def __init__(self, settings: Settings, seed: int) -> None:
-        assert settings.steps is not None
-        self._steps = settings.steps
+    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
+        return Look(canvas.maskable)
 
-    def check(self, canvas: Canvas) -> None:
-        """Any number of steps fits any canvas."""
-
-    def plan(self, canvas: Canvas) -> Int32:
-        return canvas.maskable
-
-    def step(self, canvas: Canvas, rows: Int32, proposal: Proposal, step: int) -> Commits:
-        # Given positions rank above everything in the source; the cut is one of the `rows`, so they can be left out.
+    def step(self, turn: Turn) -> Move:
+        # Given positions rank above everything in the source; the cut is one of the rows, so they can be left out.
         # Probabilities rank as their logarithms do.
-        cut = np.sort(proposal.probability)[left_masked(len(rows), step, self._steps)]
-        return pick(rows, proposal, (canvas.state[rows] == MASKED) & ~(proposal.probability < cut))
+        low = below_rank(turn.proposal.probability, left_masked(len(turn.rows), turn.step, stated(self.settings.steps)))
+        return Move(turn.write(turn.masked & ~low))
