@@ -70,6 +70,9 @@ SuperScale best_super_scale(const Groups<N>& g, V scale, int rounds) {
     const Fit sums = fit<Levels, N>(g, inverse(d * code));
     d = super_sum<kPer>(code * sums.a) * inverse(super_sum<kPer>(code * code * sums.b));
   }
+  Lengths sums = lengths_of_scale<Levels, N>(g, best.d * best.code);
+  sums = {super_sum<kPer>(sums.xx), super_sum<kPer>(sums.xy)};
+  best.d = rounded_to_half(best.d * sums.stretch());
   return best;
 }
 
@@ -135,5 +138,9 @@ SuperAffine best_super_affine(const Groups<N>& g, Affine wanted, const float* st
       dmin = both ? (ax * ab - bx * aa) * factor : V{};
     }
   }
+  Lengths sums = lengths_of_affine<kTop, N>(g, best.d * best.code, best.dmin * best.min_code);
+  sums = {super_sum<kPer>(sums.xx), super_sum<kPer>(sums.xy)};
+  best.d = rounded_to_half(best.d * sums.stretch());
+  best.dmin = rounded_to_half(best.dmin * sums.stretch());
   return best;
 }
