@@ -32,8 +32,13 @@ enum class Use { gather, multiply };
 // `head` what a masked language model's head makes of score_rows rows.
 enum class Buffer { x, qkv, attention, ffn, branch, head, low_rank, count };
 
+// How quantised weights are multiplied: with the file's block scales, or with one scale per output channel, which is
+// faster and rounds a little more. Weights in float are not concerned.
+enum class Math { exact, fast };
+
 struct ContextShape {
   int threads;  // 0 = all that the process may use
+  Math math;
   int slots, slot_length, layers, heads, kv_heads, head_dim;
   int rows;        // at most, per call
   int score_rows;  // at most, per call

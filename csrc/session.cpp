@@ -55,6 +55,16 @@ void check_positions(const char* name, int index, const int32_t* positions, int 
                                    positions[i], length));
 }
 
+// The row before a canvas may be scored beside its own.
+int score_rows_of(const SessionOptions& o) { return o.rows + o.slots; }
+
+ContextShape shape_of(const Model& model, const SessionOptions& o) {
+  ContextShape shape = context_shape(model.config(), o.slots, o.slot_length, o.rows, score_rows_of(o));
+  shape.threads = o.threads;
+  shape.math = o.math;
+  return shape;
+}
+
 }  // namespace
 
 SessionOptions Session::resolve(const Model& model, const ld_session_options& options) {
@@ -65,21 +75,21 @@ SessionOptions Session::resolve(const Model& model, const ld_session_options& op
   const int64_t most = static_cast<int64_t>(result.slots) * result.slot_length;
   result.rows = in_range("rows", options.rows == 0 ? most : options.rows, 1, most);
   result.threads = in_range("threads", options.threads, 0, 1024);
+  result.math = in_range("math", options.math, LD_MATH_EXACT, LD_MATH_FAST) == LD_MATH_FAST ? Math::fast : Math::exact;
   return result;
 }
 
 uint64_t Session::plan(const Model& model, const SessionOptions& o) {
-  const size_t score_rows = static_cast<size_t>(o.rows) + o.slots;
+  const size_t score_rows = score_rows_of(o);
   const size_t own = o.rows * (2 * sizeof(int32_t) + 2 * sizeof(RowInfo)) +
                      score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) + o.slots * (sizeof(Sampling) + 1) +
                      (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
                      static_cast<size_t>(o.slots) * o.slot_length;
-  return own + model.ops().plan(model.device(), context_shape(model.config(), o.slots, o.slot_length, o.rows,
-                                                              static_cast<int>(score_rows), o.threads));
+  return own + model.ops().plan(model.device(), shape_of(model, o));
 }
 
 Session::Session(const Model& model, const SessionOptions& options) : model_(model), options_(options) {
-  const size_t score_rows = static_cast<size_t>(options.rows) + options.slots;
+  const size_t score_rows = score_rows_of(options);
   tokens_.reserve(options.rows);
   positions_.reserve(options.rows);
   info_.reserve(options.rows);
@@ -91,9 +101,7 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   row_of_.resize(options.slot_length);
   known_before_.resize(options.slot_length + 1);
   known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
-  context_ =
-      model.ops().create(model.device(), context_shape(model.config(), options.slots, options.slot_length, options.rows,
-                                                       static_cast<int>(score_rows), options.threads));
+  context_ = model.ops().create(model.device(), shape_of(model, options));
 }
 
 Session::~Session() { model_.ops().destroy(context_); }

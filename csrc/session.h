@@ -15,6 +15,7 @@ namespace ld {
 
 struct SessionOptions {
   int slots, slot_length, rows, threads;
+  Math math;
 };
 
 class Session {

@@ -135,10 +135,8 @@ class Pass {
 
 }  // namespace
 
-ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows,
-                           int threads) {
+ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows) {
   ContextShape shape{};
-  shape.threads = threads;
   shape.slots = slots;
   shape.slot_length = slot_length;
   shape.layers = config.layers;

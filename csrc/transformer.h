@@ -18,8 +18,7 @@ struct Timings {
   double linear = 0, attention = 0, head = 0, other = 0;  // seconds
 };
 
-ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows,
-                           int threads);
+ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows);
 
 // The rows of one forward pass, host memory, each [count].
 struct Rows {

@@ -5,11 +5,13 @@
 // of k at a time, into a small buffer that all rows of a task then reuse. Input rows are prepared once per call: int8
 // per block of 32 for integer kinds, float32 otherwise.
 //
-// The value of an output is fixed by its own row and channel: blocks of 32 ascend along k,
+// The value of an output is fixed by its own row and channel. Exact arithmetic: blocks of 32 ascend along k,
 //   t = scale[0] * dot[0] (+ scale[1] * dot[1] where scales cover 16);  y = fma(t, row_scale, y);
 //   y = fma(minimum, row_scale * row_sum, y)
-// with exact int32 dots, float32 kinds y = fma(w, x, y) along k. So it depends neither on the other rows of a call nor
-// on threads, panels, tiles or chunks. Not here: norms, activations and sampling (vector.h), threads (pool.h).
+// with exact int32 dots. Fast arithmetic: groups of 128 ascend, while a chunk is unpacked its weights are folded to int8
+// with one scale per group (fold.h), y = fma(scale * dot, row_scale, y). Float32 kinds: y = fma(w, x, y) along k. So it
+// depends neither on the other rows of a call nor on threads, panels, tiles or chunks.
+// Not here: norms, activations and sampling (vector.h), threads (pool.h).
 #pragma once
 
 #include <cstddef>
@@ -23,7 +25,7 @@ namespace ld {
 
 class Pool;
 
-constexpr int kBlock = 32;        // input values that share one scale
+constexpr int kBlock = 32;        // input values that share one scale in exact arithmetic
 constexpr int kChunk = 512;       // most values of k that are unpacked at a time; a multiple of every record
 constexpr int kFloatChunk = 256;  // the same for float kinds
 constexpr int kSlabRows = 512;    // most rows that are prepared at a time
@@ -82,7 +84,8 @@ class PackedMatrix {
   PackedMatrix(const PackedMatrix&) = delete;
   PackedMatrix& operator=(const PackedMatrix&) = delete;
 
-  const GemmKernels& kernels() const { return *kernels_; }
+  const KernelRow& row() const { return *row_; }
+  const GemmKernels& kernels() const { return *row_->gemm; }
   const PackedTraits& traits() const { return packed_traits(kind_); }
   PackedKind kind() const { return kind_; }
   int n() const { return n_; }
@@ -94,7 +97,7 @@ class PackedMatrix {
 
  private:
   PackedMatrix() = default;
-  const GemmKernels* kernels_ = nullptr;
+  const KernelRow* row_ = nullptr;
   PackedKind kind_ = PackedKind::f32;
   int n_ = 0, k_ = 0;
   size_t panel_bytes_ = 0, bytes_ = 0;
@@ -103,12 +106,13 @@ class PackedMatrix {
 
 // ---- what a kernel row supplies ----
 
-// One row of input in int8: q[i] * scale[i / 32] is about x[i]. The bytes of q are the kernel row's own (VNNI adds 128).
+// One row of input in int8: q[i] * scale[i / size] is about x[i], where size is kBlock or kGroup (fold.h). The bytes of
+// q are the kernel row's own (VNNI adds 128 to those of exact arithmetic).
 struct Int8Row {
   uint8_t* q;         // [k]
-  float* scale;       // [k / 32]; NaN where the block holds a value that is not finite
-  float* scaled_sum;  // [k / 32] scale * sum of q
-  int32_t* sum;       // [k / 32] sum of q
+  float* scale;       // [k / size]; NaN where the block holds a value that is not finite
+  float* scaled_sum;  // [k / size] scale * sum of q; exact arithmetic only
+  int32_t* sum;       // [k / size] sum of q
 };
 
 // A chunk of one panel, unpacked. Which parts are filled is between a row's unpack and tile.
@@ -116,10 +120,11 @@ struct Int8Chunk {
   int k;  // multiple of 32
   int bits, span, offset;
   bool minimum_used;
-  uint8_t* q;      // [k / 4][panel][4]
-  int32_t* start;  // [k / span][panel]
-  float* scale;    // [k / span][panel]
-  float* minimum;  // [k / 32][panel]
+  uint8_t* q;          // [k / 4][panel][4]
+  int32_t* start;      // [k / span][panel]
+  float* scale;        // [k / span][panel]
+  float* minimum;      // [k / 32][panel]
+  float* group_scale;  // [k / 128][panel], fast arithmetic; in the place of start
 };
 
 // `rows` input rows against one chunk: out[r][c] goes on from its present value.
@@ -175,17 +180,18 @@ extern const GemmKernels gemm_neon_i8mm;
 class LinearScratch {
  public:
   // `memory` is 64-byte aligned, linear_scratch_bytes(rows, max_k, threads) long and outlives this.
-  LinearScratch(int rows, int max_k, int threads, void* memory);
+  LinearScratch(Math math, int rows, int max_k, int threads, void* memory);
 
   // The rows that prepare() left here, 0 <= r < count.
   Int8Row int8_row(int r) const;
   float* float_row(int r) const { return x_ + r * x_stride_; }
   int count() const { return count_; }
 
- private:
-  friend void prepare(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, int, bool, bool);
-  friend void multiply_panels(const PackedMatrix&, const LinearScratch&, int, int, int, int, int, float*, ptrdiff_t);
-  friend void linear(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, const struct PackedOutput*, int);
+  Math math() const { return math_; }
+  int threads() const { return threads_count_; }
+  ptrdiff_t q_stride() const { return q_stride_; }  // from row to row
+  ptrdiff_t block_stride() const { return block_stride_; }
+  ptrdiff_t x_stride() const { return x_stride_; }
   struct Thread {       // buffers of one thread
     uint8_t* unpacked;  // one chunk
     float* sums;        // [kTaskRows][kTaskPanels * kMaxPanel]
@@ -193,17 +199,21 @@ class LinearScratch {
   };
   Thread thread(int index) const;
 
+ private:
+  friend void prepare(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, int, bool, bool);
+
   uint8_t *q_, *threads_;
   float *scale_, *scaled_sum_, *x_;
   int32_t* sum_;
   size_t thread_bytes_;
   ptrdiff_t q_stride_ = 0, block_stride_ = 0, x_stride_ = 0;  // of the prepared rows
   int max_k_, threads_count_, count_ = 0;
+  Math math_;
 };
 size_t linear_scratch_bytes(int rows, int max_k, int threads);
 
 // Produces rows [first, first + count) of the input (VectorKernels::produce) in parallel and keeps them in the scratch
-// as int8, as float32 or both. count <= kSlabRows; replaces what was prepared before.
+// as int8 (in blocks or groups, as the scratch's arithmetic asks), as float32 or both. count <= kSlabRows; replaces what was prepared before.
 void prepare(const KernelRow& row, Pool& pool, LinearScratch* scratch, const LinearInput& input, int first, int count,
              bool as_int8, bool as_float);
 

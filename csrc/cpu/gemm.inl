@@ -33,7 +33,7 @@ inline Record record_at(const PackedTraits& t, const uint8_t* p) {
   return r;
 }
 
-void finish(const float* sums, const float* bias, bool add, int n, float* y) {
+inline void finish(const float* sums, const float* bias, bool add, int n, float* y) {
   if (bias && add) {
     for (int i = 0; i < n; ++i) y[i] = sums[i] + bias[i] + y[i];
   } else if (bias) {

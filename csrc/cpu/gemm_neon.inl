@@ -1,7 +1,8 @@
 // What the NEON rows of matrix products share: input rows in signed bytes, scales, float tiles. Included by
 // gemm_neon_<row>.cpp inside its anonymous namespace, after kPanel (a multiple of 8), kInt8Rows and kFloatRows, and
-// compiled under that file's flags. Not here: products of bytes and the layout of an unpacked chunk.
+// compiled under that file's flags. Not here: products of bytes (gemm_neon_tile.inl), the layout of an unpacked chunk.
 
+#include "cpu/fold.inl"
 #include "cpu/gemm.inl"
 
 constexpr int kLanes = kPanel / 4;  // vectors of 4 channels
@@ -103,25 +104,6 @@ inline void by_rows(const Tile& tile) {
   }
   TileOf<kMost>::run(tile);
 }
-
-// A row's products of bytes.
-template <int kRows, int kSpan, bool kMinimum>
-void int8_tile_of(const Int8Tile& tile);
-
-template <int kRows>
-struct Int8TileOf {
-  static void run(const Int8Tile& tile) {
-    if (tile.chunk->span == 16) {
-      int8_tile_of<kRows, 16, false>(tile);
-    } else if (tile.chunk->minimum_used) {
-      int8_tile_of<kRows, 32, true>(tile);
-    } else {
-      int8_tile_of<kRows, 32, false>(tile);
-    }
-  }
-};
-
-void int8_tile(const Int8Tile& tile) { by_rows<kInt8Rows, Int8TileOf>(tile); }
 
 // ---- float kinds ----
 

@@ -5,13 +5,14 @@
 // Not here: the 8-bit matrix extension (gemm_neon_i8mm.cpp), float16 and bfloat16 arithmetic (products are float32).
 #include <arm_neon.h>
 
-#include "cpu/gemm.h"
+#include "cpu/fold.h"
 
 namespace ld {
 namespace {
 
 constexpr int kPanel = 8;
 constexpr int kInt8Rows = 8;
+constexpr int kDepth = 4;  // values of k of a channel that lie side by side in a chunk
 constexpr int kFloatRows = 8;
 
 #include "cpu/gemm_neon.inl"
@@ -41,6 +42,9 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
   }
 }
 
+template <int kRows>
+using Sums = int32x4_t[kRows][kLanes];
+
 // acc += dot products of 4 weights per channel with 4 input bytes, lane kLane of x. As volatile assembly, which stays in
 // order: GCC 12 makes one long chain per sum of the intrinsic, copies sums around it, and runs out of registers.
 template <int kLane>
@@ -50,7 +54,7 @@ inline void dot4(int32x4_t& acc, int8x16_t w, int8x16_t x) {
 
 // Four values of k of every row.
 template <int kRows, int kLane>
-inline __attribute__((always_inline)) void step(int32x4_t (&acc)[kRows][kLanes], const int8x16_t* x, const int8_t* w) {
+inline __attribute__((always_inline)) void step(Sums<kRows>& acc, const int8x16_t* x, const int8_t* w) {
 #pragma GCC unroll 2
   for (int c = 0; c < kLanes; ++c) {
     const int8x16_t weights = vld1q_s8(w + kLane * 4 * kPanel + 16 * c);
@@ -61,8 +65,7 @@ inline __attribute__((always_inline)) void step(int32x4_t (&acc)[kRows][kLanes],
 
 // Adds the products of 16 values of k.
 template <int kRows>
-inline __attribute__((always_inline)) void dot16(int32x4_t (&acc)[kRows][kLanes], const int8_t* x, ptrdiff_t stride,
-                                                 const int8_t* w) {
+inline __attribute__((always_inline)) void dot16(Sums<kRows>& acc, const int8_t* x, ptrdiff_t stride, const int8_t* w) {
   int8x16_t inputs[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) inputs[r] = vld1q_s8(x + r * stride);
@@ -72,45 +75,18 @@ inline __attribute__((always_inline)) void dot16(int32x4_t (&acc)[kRows][kLanes]
   step<kRows, 3>(acc, inputs, w);
 }
 
-template <int kRows, int kSpan, bool kMinimum>
-void int8_tile_of(const Int8Tile& given) {
-  const Int8Tile tile = given;  // a copy that no store can change
-  const Int8Chunk& chunk = *tile.chunk;
-  const int8_t* w = (const int8_t*)chunk.q;
-  const float *scale = chunk.scale, *minimum = chunk.minimum;
-  for (int b = 0; b < chunk.k / kBlock;
-       ++b, w += kBlock * kPanel, scale += kBlock / kSpan * kPanel, minimum += kPanel) {
-    prefetch_ahead(tile, b);
-    const int8_t* x = (const int8_t*)tile.row.q + b * kBlock;
-    int32x4_t acc[kRows][kLanes] = {};
-    dot16<kRows>(acc, x, tile.q_stride, w);
-    float32x4_t first[kRows][kLanes];
-    if (kSpan == 16) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-        for (int c = 0; c < kLanes; ++c) {
-          first[r][c] = scaled(acc[r][c], scale + 4 * c);
-          acc[r][c] = vdupq_n_s32(0);
-        }
-      }
-    }
-    dot16<kRows>(acc, x + 16, tile.q_stride, w + 16 * kPanel);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-      for (int c = 0; c < kLanes; ++c) {
-        const float32x4_t t =
-            kSpan == 16 ? scaled(acc[r][c], scale + kPanel + 4 * c, first[r][c]) : scaled(acc[r][c], scale + 4 * c);
-        add_block<kMinimum>(tile, r, b, 4 * c, t, minimum);
-      }
-    }
-  }
+template <int kRows>
+inline int32x4_t sums_of(const Sums<kRows>& acc, int r, int c) {
+  return acc[r][c];
 }
+
+#include "cpu/gemm_neon_tile.inl"
 
 }  // namespace
 
 const GemmKernels gemm_neon_dot = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
                                    int8_tile, float_unpack, float_tile, finish};
+
+const FoldKernels fold_neon_dot = {kInt8Rows, quantize_groups<1>, fold_unpack, fold_tile};
 
 }  // namespace ld

@@ -5,13 +5,14 @@
 // Not here: float16 and bfloat16 arithmetic (products are float32).
 #include <arm_neon.h>
 
-#include "cpu/gemm.h"
+#include "cpu/fold.h"
 
 namespace ld {
 namespace {
 
 constexpr int kPanel = 16;
 constexpr int kInt8Rows = 6;
+constexpr int kDepth = 8;  // values of k of a channel that lie side by side in a chunk
 constexpr int kFloatRows = 4;
 
 #include "cpu/gemm_neon.inl"
@@ -89,48 +90,13 @@ inline int32x4_t sums_of(const Sums<kRows>& acc, int r, int c) {
   return vreinterpretq_s32_s64(r % 2 ? vzip2q_s64(a, b) : vzip1q_s64(a, b));
 }
 
-template <int kRows, int kSpan, bool kMinimum>
-void int8_tile_of(const Int8Tile& given) {
-  const Int8Tile tile = given;  // a copy that no store can change
-  const Int8Chunk& chunk = *tile.chunk;
-  const int8_t* w = (const int8_t*)chunk.q;
-  const float *scale = chunk.scale, *minimum = chunk.minimum;
-  for (int b = 0; b < chunk.k / kBlock;
-       ++b, w += kBlock * kPanel, scale += kBlock / kSpan * kPanel, minimum += kPanel) {
-    prefetch_ahead(tile, b);
-    const int8_t* x = (const int8_t*)tile.row.q + b * kBlock;
-    Sums<kRows> acc = {};
-    dot16<kRows>(acc, x, tile.q_stride, w);
-    float32x4_t first[kRows][kLanes];
-    if (kSpan == 16) {
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-        for (int c = 0; c < kLanes; ++c) first[r][c] = scaled(sums_of<kRows>(acc, r, c), scale + 4 * c);
-      }
-#pragma GCC unroll 3
-      for (auto& pair : acc) {
-#pragma GCC unroll 8
-        for (int32x4_t& sums : pair) sums = vdupq_n_s32(0);
-      }
-    }
-    dot16<kRows>(acc, x + 16, tile.q_stride, w + 16 * kPanel);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kLanes; ++c) {
-        const int32x4_t sums = sums_of<kRows>(acc, r, c);
-        const float32x4_t t =
-            kSpan == 16 ? scaled(sums, scale + kPanel + 4 * c, first[r][c]) : scaled(sums, scale + 4 * c);
-        add_block<kMinimum>(tile, r, b, 4 * c, t, minimum);
-      }
-    }
-  }
-}
+#include "cpu/gemm_neon_tile.inl"
 
 }  // namespace
 
 const GemmKernels gemm_neon_i8mm = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
                                     int8_tile, float_unpack, float_tile, finish};
+
+const FoldKernels fold_neon_i8mm = {kInt8Rows, quantize_groups<1>, fold_unpack, fold_tile};
 
 }  // namespace ld

@@ -1,7 +1,7 @@
 // The table of kernel rows and what each asks of the processor.
 #include "cpu/kernels.h"
 
-#include "cpu/gemm.h"
+#include "cpu/fold.h"
 #include "cpu/peak.h"
 #include "cpu/vector.h"
 
@@ -57,14 +57,14 @@ bool has_i8mm() { return false; }
 
 const KernelRow kRows[] = {
 #if defined(__x86_64__)
-    {"avx512_vnni", has_avx512_vnni, &gemm_avx512_vnni, &vector_avx512_vnni, &peak_avx512_vnni},
-    {"avx_vnni", has_avx_vnni, &gemm_avx_vnni, &vector_avx2, &peak_avx_vnni},
-    {"avx2", has_avx2, &gemm_avx2, &vector_avx2, &peak_avx2},
+    {"avx512_vnni", has_avx512_vnni, &gemm_avx512_vnni, &fold_avx512_vnni, &vector_avx512_vnni, &peak_avx512_vnni},
+    {"avx_vnni", has_avx_vnni, &gemm_avx_vnni, &fold_avx_vnni, &vector_avx2, &peak_avx_vnni},
+    {"avx2", has_avx2, &gemm_avx2, &fold_avx2, &vector_avx2, &peak_avx2},
 #elif defined(__aarch64__)
-    {"neon_i8mm", has_i8mm, &gemm_neon_i8mm, &vector_neon_dot, &peak_neon_i8mm},
-    {"neon_dot", has_dot, &gemm_neon_dot, &vector_neon_dot, &peak_neon_dot},
+    {"neon_i8mm", has_i8mm, &gemm_neon_i8mm, &fold_neon_i8mm, &vector_neon_dot, &peak_neon_i8mm},
+    {"neon_dot", has_dot, &gemm_neon_dot, &fold_neon_dot, &vector_neon_dot, &peak_neon_dot},
 #endif
-    {"scalar", always, &gemm_scalar, &vector_scalar, &peak_scalar},
+    {"scalar", always, &gemm_scalar, &fold_scalar, &vector_scalar, &peak_scalar},
 };
 
 }  // namespace

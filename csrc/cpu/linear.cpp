@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/gemm.h"
+#include "cpu/fold.h"
 #include "cpu/pool.h"
 #include "cpu/vector.h"
 
@@ -51,7 +51,8 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
 
 // ---- memory ----
 
-LinearScratch::LinearScratch(int rows, int max_k, int threads, void* memory) : max_k_(max_k), threads_count_(threads) {
+LinearScratch::LinearScratch(Math math, int rows, int max_k, int threads, void* memory)
+    : max_k_(max_k), threads_count_(threads), math_(math) {
   const size_t slab = std::min(rows, kSlabRows);
   uint8_t* at = static_cast<uint8_t*>(memory);
   auto take = [&](size_t bytes) {
@@ -93,13 +94,14 @@ void prepare(const KernelRow& row, Pool& pool, LinearScratch* scratch, const Lin
   scratch->q_stride_ = static_cast<ptrdiff_t>(q_stride_of(input.width));
   scratch->block_stride_ = static_cast<ptrdiff_t>(block_stride_of(input.width));
   scratch->x_stride_ = static_cast<ptrdiff_t>(x_stride_of(input.width));
+  const auto quantize = scratch->math_ == Math::fast ? row.fold->quantize : row.gemm->quantize;
   // Few tasks: to hand one out takes a quarter of the time of a row.
   const int tasks = std::min(count, 4 * pool.threads());
   pool.parallel(tasks, [&](int task, int thread) {
     for (int r = part(count, 1, tasks, task); r < part(count, 1, tasks, task + 1); ++r) {
       float* x = as_float ? scratch->float_row(r) : scratch->thread(thread).produced;
       row.vector->produce(input, first + r, x);
-      if (as_int8) row.gemm->quantize(x, input.width, scratch->int8_row(r));
+      if (as_int8) quantize(x, input.width, scratch->int8_row(r));
     }
   });
 }
@@ -108,64 +110,79 @@ void prepare(const KernelRow& row, Pool& pool, LinearScratch* scratch, const Lin
 
 namespace {
 
-// One chunk of one panel times all rows of a task.
-void multiply_int8(const PackedMatrix& matrix, const uint8_t* records, int k0, int k, uint8_t* unpacked,
-                   const LinearScratch& scratch, int row0, int row1, const uint8_t* ahead, size_t ahead_bytes,
-                   float* out, ptrdiff_t stride, ptrdiff_t q_stride, ptrdiff_t block_stride) {
-  const GemmKernels& kernels = matrix.kernels();
-  const PackedTraits& traits = matrix.traits();
-  Int8Chunk chunk;
-  chunk.k = k;
-  chunk.bits = traits.bits;
-  chunk.span = traits.span;
-  chunk.offset = traits.offset;
-  chunk.minimum_used = traits.minimum;
-  chunk.q = unpacked;
-  chunk.start = reinterpret_cast<int32_t*>(unpacked + kStartAt);
-  chunk.scale = reinterpret_cast<float*>(unpacked + kScaleAt);
-  chunk.minimum = reinterpret_cast<float*>(unpacked + kMinimumAt);
-  kernels.int8_unpack(traits, records, k, &chunk);
+// Rows of a scratch times panels of a matrix, for one thread.
+struct Product {
+  const PackedMatrix& matrix;
+  const LinearScratch& scratch;
+  int row0, row1;
+  uint8_t* unpacked;
+  float* out;  // of the panel at hand
+  ptrdiff_t stride;
 
-  const int tiles = parts_of(row1 - row0, kernels.int8_rows);
-  const int lines = parts_of(static_cast<int>(ahead_bytes), static_cast<int>(kLine));
-  const int lines_per_block = parts_of(lines, tiles * (k / kBlock)), lines_per_tile = lines_per_block * (k / kBlock);
-  for (int t = 0; t < tiles; ++t) {
-    const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
-    Int8Tile tile;
-    tile.chunk = &chunk;
-    tile.row = scratch.int8_row(row0 + begin);
-    tile.row.q += k0;
-    tile.row.scale += k0 / kBlock;
-    tile.row.scaled_sum += k0 / kBlock;
-    tile.row.sum += k0 / kBlock;
-    tile.q_stride = q_stride;
-    tile.block_stride = block_stride;
-    tile.rows = end - begin;
-    tile.out = out + begin * stride;
-    tile.out_stride = stride;
-    tile.ahead = ahead + t * lines_per_tile * kLine;
-    tile.ahead_lines = t * lines_per_tile < lines ? lines_per_block : 0;
-    kernels.int8_tile(tile);
-  }
-}
+  // What is needed next, to be asked for meanwhile.
+  struct Ahead {
+    const uint8_t* at;
+    size_t bytes;
+  };
 
-void multiply_float(const PackedMatrix& matrix, const uint8_t* records, int k0, int k, uint8_t* unpacked,
-                    const LinearScratch& scratch, int row0, int row1, const uint8_t* ahead, size_t ahead_bytes,
-                    float* out, ptrdiff_t stride, ptrdiff_t x_stride) {
-  const GemmKernels& kernels = matrix.kernels();
-  const float* w = reinterpret_cast<const float*>(records);
-  if (matrix.kind() != PackedKind::f32) {
-    kernels.float_unpack(matrix.kind(), records, k, reinterpret_cast<float*>(unpacked));
-    w = reinterpret_cast<const float*>(unpacked);
+  // Values [k0, k0 + k) of a panel times all rows.
+  void multiply_int8(const uint8_t* records, int k0, int k, const Ahead& ahead) const {
+    const GemmKernels& exact = matrix.kernels();
+    const FoldKernels& fold = *matrix.row().fold;
+    const PackedTraits& traits = matrix.traits();
+    const bool fast = scratch.math() == Math::fast;
+    Int8Chunk chunk;
+    chunk.k = k;
+    chunk.bits = traits.bits;
+    chunk.span = traits.span;
+    chunk.offset = traits.offset;
+    chunk.minimum_used = traits.minimum;
+    chunk.q = unpacked;
+    chunk.start = reinterpret_cast<int32_t*>(unpacked + kStartAt);
+    chunk.scale = reinterpret_cast<float*>(unpacked + kScaleAt);
+    chunk.minimum = reinterpret_cast<float*>(unpacked + kMinimumAt);
+    chunk.group_scale = reinterpret_cast<float*>(unpacked + kStartAt);
+    (fast ? fold.unpack : exact.int8_unpack)(traits, records, k, &chunk);
+
+    const int tiles = parts_of(row1 - row0, fast ? fold.rows : exact.int8_rows), block = k0 / (fast ? kGroup : kBlock);
+    const int lines = parts_of(static_cast<int>(ahead.bytes), static_cast<int>(kLine));
+    const int lines_per_block = parts_of(lines, tiles * (k / kBlock)), lines_per_tile = lines_per_block * (k / kBlock);
+    for (int t = 0; t < tiles; ++t) {
+      const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
+      Int8Tile tile;
+      tile.chunk = &chunk;
+      tile.row = scratch.int8_row(row0 + begin);
+      tile.row.q += k0;
+      tile.row.scale += block;
+      tile.row.scaled_sum += block;
+      tile.row.sum += block;
+      tile.q_stride = scratch.q_stride();
+      tile.block_stride = scratch.block_stride();
+      tile.rows = end - begin;
+      tile.out = out + begin * stride;
+      tile.out_stride = stride;
+      tile.ahead = ahead.at + t * lines_per_tile * kLine;
+      tile.ahead_lines = t * lines_per_tile < lines ? lines_per_block : 0;
+      (fast ? fold.tile : exact.int8_tile)(tile);
+    }
   }
-  const int tiles = parts_of(row1 - row0, kernels.float_rows);
-  for (int t = 0; t < tiles; ++t) {
-    prefetch(ahead + ahead_bytes * t / tiles, ahead + ahead_bytes * (t + 1) / tiles);
-    const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
-    kernels.float_tile(
-        {w, k, scratch.float_row(row0 + begin) + k0, x_stride, end - begin, out + begin * stride, stride});
+
+  void multiply_float(const uint8_t* records, int k0, int k, const Ahead& ahead) const {
+    const GemmKernels& kernels = matrix.kernels();
+    const float* w = reinterpret_cast<const float*>(records);
+    if (matrix.kind() != PackedKind::f32) {
+      kernels.float_unpack(matrix.kind(), records, k, reinterpret_cast<float*>(unpacked));
+      w = reinterpret_cast<const float*>(unpacked);
+    }
+    const int tiles = parts_of(row1 - row0, kernels.float_rows);
+    for (int t = 0; t < tiles; ++t) {
+      prefetch(ahead.at + ahead.bytes * t / tiles, ahead.at + ahead.bytes * (t + 1) / tiles);
+      const int begin = part(row1 - row0, 1, tiles, t), end = part(row1 - row0, 1, tiles, t + 1);
+      kernels.float_tile(
+          {w, k, scratch.float_row(row0 + begin) + k0, scratch.x_stride(), end - begin, out + begin * stride, stride});
+    }
   }
-}
+};
 
 }  // namespace
 
@@ -175,30 +192,35 @@ void multiply_panels(const PackedMatrix& matrix, const LinearScratch& scratch, i
   const int panel = matrix.kernels().panel, k = matrix.k();
   const int float_chunk = row1 - row0 <= kSomeRows ? kFloatChunk / 4 : kFloatChunk;
   const int chunks = std::max(1, parts_of(k, traits.integer ? kChunk : float_chunk));
+  const bool grouped = traits.integer && scratch.math() == Math::fast;
+  const int unit = grouped ? std::max(traits.record, kGroup) : traits.record;  // what a chunk is a multiple of
   const size_t record = record_bytes(traits, panel);
-  uint8_t* unpacked = scratch.thread(thread).unpacked;
   for (int r = 0; r < row1 - row0; ++r) memset(out + r * stride, 0, sizeof(float) * (panel1 - panel0) * panel);
   for (int c = 0; c < chunks; ++c) {
-    const int k0 = part(k, traits.record, chunks, c), k1 = part(k, traits.record, chunks, c + 1);
+    const int k0 = part(k, unit, chunks, c), k1 = part(k, unit, chunks, c + 1);
     const size_t at = k0 / traits.record * record, bytes = (k1 - k0) / traits.record * record;
     for (int p = panel0; p < panel1; ++p) {
       const uint8_t* records = matrix.panel(p) + at;
       // What is read next: the same chunk of the next panel, the next chunk of the first, or the task that this thread
       // takes next if all threads are as fast.
-      const int after = panel1 + (scratch.threads_count_ - 1) * (panel1 - panel0);
-      const uint8_t* ahead = records + matrix.panel_bytes();
-      size_t ahead_bytes = bytes;
+      const int after = panel1 + (scratch.threads() - 1) * (panel1 - panel0);
+      Product::Ahead ahead = {records + matrix.panel_bytes(), bytes};
       if (p + 1 == panel1) {
-        ahead = c + 1 < chunks ? matrix.panel(panel0) + at + bytes : matrix.panel(std::min(after, matrix.panels() - 1));
-        if (c + 1 == chunks && after >= matrix.panels()) ahead_bytes = 0;
+        ahead.at =
+            c + 1 < chunks ? matrix.panel(panel0) + at + bytes : matrix.panel(std::min(after, matrix.panels() - 1));
+        if (c + 1 == chunks && after >= matrix.panels()) ahead.bytes = 0;
       }
-      float* sums = out + static_cast<ptrdiff_t>(p - panel0) * panel;
+      const Product product = {matrix,
+                               scratch,
+                               row0,
+                               row1,
+                               scratch.thread(thread).unpacked,
+                               out + static_cast<ptrdiff_t>(p - panel0) * panel,
+                               stride};
       if (traits.integer) {
-        multiply_int8(matrix, records, k0, k1 - k0, unpacked, scratch, row0, row1, ahead, ahead_bytes, sums, stride,
-                      scratch.q_stride_, scratch.block_stride_);
+        product.multiply_int8(records, k0, k1 - k0, ahead);
       } else {
-        multiply_float(matrix, records, k0, k1 - k0, unpacked, scratch, row0, row1, ahead, ahead_bytes, sums, stride,
-                       scratch.x_stride_);
+        product.multiply_float(records, k0, k1 - k0, ahead);
       }
     }
   }

@@ -102,7 +102,7 @@ struct Context {
         pool(threads_of(shape)),
         memory(layout_bytes(shape, pool.threads())),
         layout(Arena(memory.data()), shape, pool.threads()),
-        linear(pair_rows(shape), shape.max_k, pool.threads(), layout.linear_memory) {}
+        linear(shape.math, pair_rows(shape), shape.max_k, pool.threads(), layout.linear_memory) {}
 
   const KernelRow* row;
   Pool pool;

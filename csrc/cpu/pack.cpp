@@ -92,7 +92,7 @@ std::shared_ptr<uint8_t> PackedMemory::take(size_t bytes) {
 
 size_t PackedMemory::resident() const { return before_ + round_up(used_, kLargePage); }
 
-int PackedMatrix::panels() const { return (n_ + kernels_->panel - 1) / kernels_->panel; }
+int PackedMatrix::panels() const { return (n_ + kernels().panel - 1) / kernels().panel; }
 
 PackedMatrix* PackedMatrix::pack(const KernelRow& kernel_row, const Tensor& tensor, Pool& pool, PackedMemory* memory) {
   const std::string name(tensor.name);
@@ -107,12 +107,12 @@ PackedMatrix* PackedMatrix::pack(const KernelRow& kernel_row, const Tensor& tens
                               static_cast<unsigned long long>(tensor.columns())));
   }
   std::unique_ptr<PackedMatrix> matrix(new PackedMatrix);
-  matrix->kernels_ = kernel_row.gemm;
+  matrix->row_ = &kernel_row;
   matrix->kind_ = repack->kind;
   matrix->n_ = static_cast<int>(tensor.rows());
   matrix->k_ = static_cast<int>(tensor.columns());
   const PackedTraits& traits = matrix->traits();
-  const int panel = matrix->kernels_->panel, panels = matrix->panels();
+  const int panel = kernel_row.gemm->panel, panels = matrix->panels();
   matrix->panel_bytes_ = round_up(record_bytes(traits, panel) * (matrix->k_ / traits.record), kLine);
   matrix->bytes_ = matrix->panel_bytes_ * panels;
   matrix->data_ = memory->take(matrix->bytes_);

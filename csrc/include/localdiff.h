@@ -146,13 +146,18 @@ LD_API ld_status ld_model_get_memory(const ld_model *model, ld_model_memory *out
 /* ---- sessions ---- */
 typedef struct ld_session ld_session;
 
+/* Arithmetic of quantised weights. Exact: int8 products in the file's own blocks, inputs rounded per 32 values. Fast:
+ * weights are rounded to int8 once more, with one scale per output channel, inputs per 128 values. */
+#define LD_MATH_EXACT 0
+#define LD_MATH_FAST 1
+
 typedef struct ld_session_options {
   uint32_t struct_size;
   int32_t slots;        /* canvases that keep their state side by side; default 1 */
   int32_t slot_length;  /* positions per slot; default the model's context length */
   int32_t rows;         /* rows computed by one call at most, over all its canvases; default slots * slot_length */
   int32_t threads;      /* 0 = all the process may use */
-  int32_t reserved;
+  int32_t math;         /* LD_MATH_*: how quantised weights are multiplied */
 } ld_session_options;
 
 LD_API ld_status ld_session_plan(const ld_model *model, const ld_session_options *options, uint64_t *bytes);

@@ -83,14 +83,20 @@ class EngineModel(Closable):
         return ModelMemory(**{field.name: getattr(raw, field.name) for field in fields(ModelMemory)})
 
     def session(
-        self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
+        self,
+        slots: int = 1,
+        slot_length: int | None = None,
+        rows: int | None = None,
+        threads: int | None = None,
+        math: str = "exact",
     ) -> Session:
         """Take the memory of a session: `slots` canvases of `slot_length` positions (default: the context length).
 
         rows      computed by one call at most (default: slots * slot_length)
+        math      "exact" or "fast": the arithmetic of quantised weights
         raises    OptionError for sizes out of range, EngineError where the memory cannot be had
         """
-        return Session(self, slots, slot_length, rows, threads)
+        return Session(self, session_options(slots, slot_length, rows, threads, math))
 
     def plan(
         self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None

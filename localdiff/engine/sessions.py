@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .models import EngineModel
 
 ATTENTION = {"full": 0, "causal": 1, "block_causal": 2, "prefix_causal": 3}  # LD_ATTENTION_*
+MATH = {"exact": 0, "fast": 1}  # LD_MATH_*
 SCORES = {"raw": 0, "sampled": 1}  # LD_SCORE_*
 
 
@@ -91,9 +92,8 @@ class Timings:
 class Session(Closable):
     """The state of some canvases. One thread at a time, except for cancel()."""
 
-    def __init__(self, model: EngineModel, slots: int, slot_length: int | None, rows: int | None, threads: int | None):
+    def __init__(self, model: EngineModel, options: Any):
         lib = library()
-        options = session_options(slots, slot_length, rows, threads)
         out = ffi.new("ld_session **")
         parent = model._handle.pointer()
         check(lib.ld_session_create(parent, options, out), invalid=OptionError)
@@ -144,7 +144,14 @@ class Session(Closable):
         return Timings(**{field.name: getattr(raw, field.name) for field in fields(Timings)})
 
 
-def session_options(slots: int, slot_length: int | None, rows: int | None, threads: int | None) -> Any:
+def session_options(
+    slots: int = 1,
+    slot_length: int | None = None,
+    rows: int | None = None,
+    threads: int | None = None,
+    math: str = "exact",
+) -> Any:
+    """The struct of EngineModel.session's arguments. Raises OptionError for one out of range."""
     if slots < 1:
         raise OptionError(f"slots is {slots}, expected at least 1")
     return new_struct(
@@ -153,6 +160,7 @@ def session_options(slots: int, slot_length: int | None, rows: int | None, threa
         slot_length=count_of("slot_length", slot_length),
         rows=count_of("rows", rows),
         threads=count_of("threads", threads),
+        math=MATH[math],
     )
 
 

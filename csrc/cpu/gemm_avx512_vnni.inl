@@ -1,0 +1,55 @@
+// What exact and fast arithmetic share on AVX-512 VNNI: the instruction, and reading of records. Included inside an
+// anonymous namespace, after kPanel.
+
+#include "cpu/gemm.inl"
+
+// acc += dot products of 4 unsigned bytes x with 4 signed bytes w, per lane. As one instruction of
+// assembly: GCC 12 copies the accumulator around the intrinsic when a loop is not fully unrolled.
+inline void dot4(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w)); }
+
+inline __m512 load_half(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512 load_s8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+
+// Scales and minimums of one record, to [spans][32] and [blocks][32].
+inline void unpack_scales(const PackedTraits& t, const Record& record, float* scale, float* minimum) {
+  for (int half = 0; half < kPanel; half += 16) {
+    const __m512 d = load_half(record.d + 2 * half);
+    if (!t.super) {
+      _mm512_store_ps(scale + half, d);
+      if (t.minimum) _mm512_store_ps(minimum + half, load_half(record.dmin + 2 * half));
+      continue;
+    }
+    for (int i = 0; i < t.record / t.span; ++i) {
+      _mm512_store_ps(scale + i * kPanel + half, _mm512_mul_ps(d, load_s8(record.codes + i * kPanel + half)));
+    }
+    if (!t.minimum) continue;
+    const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), load_half(record.dmin + 2 * half));
+    for (int i = 0; i < t.record / kBlock; ++i) {
+      _mm512_store_ps(minimum + i * kPanel + half, _mm512_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
+    }
+  }
+}
+
+typedef uint16_t Shorts __attribute__((vector_size(64), may_alias));
+
+// Stored values of kBits of steps i and i + 1 (8 bits: of step i only), 4 values of k by 16 channels each.
+template <int kBits>
+inline void unpack_steps(const uint8_t* q, const uint8_t* high, int i, int half, __m512i w[2]) {
+  constexpr int kAt = kBits == 8 ? 128 : 64;  // bytes of q per step
+  constexpr int kMore = kBits - 4;            // bits in `high`
+  w[0] = w[1] = _mm512_loadu_si512(q + i * kAt + half * 64);
+  if (kBits == 8) return;
+  const __m512i low = _mm512_set1_epi8(15);
+  w[0] = _mm512_and_si512(w[0], low);
+  w[1] = _mm512_and_si512(_mm512_srli_epi16(w[1], 4), low);
+  if (kBits == 4) return;
+  const __m512i bits = _mm512_loadu_si512(high + half * 64);
+  const __m512i mask = _mm512_set1_epi8((1 << kMore) - 1);
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    const __m512i more = _mm512_and_si512((__m512i)((Shorts)bits >> (i + j) * kMore), mask);
+    w[j] = _mm512_or_si512(w[j], _mm512_slli_epi16(more, 4));
+  }
+}
