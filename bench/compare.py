@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import markdown, plot
+from report import LLAMA, markdown, plot
 
 ROOT = Path(__file__).resolve().parent.parent
 HALF = 128  # of the denoise step: this many rows of prompt and of answer, less where the context is shorter
@@ -119,8 +119,17 @@ def progress(text: str) -> None:
 def compare_model(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     threads, largest = str(options.threads), max(*options.rows, 2 * HALF)
     progress(f"{path.name}: loading")
-    ours = Child(options.clock, sys.executable, "peer_localdiff.py", str(path), threads, str(largest), *options.isa)
-    children = {"localdiff": ours}
+    own = {"localdiff": options.math, "localdiff exact": "exact"}
+    children = {
+        name: Child(
+            options.clock, sys.executable, "peer_localdiff.py", str(path), threads, str(largest), math, *options.isa
+        )
+        for name, math in own.items()
+        if name == "localdiff" or math != options.math
+    }
+    ours = children["localdiff"]
+    if ours.info["arithmetic"] == "f32" and "localdiff exact" in children:  # both are the same
+        children.pop("localdiff exact").close()
     if options.llama_python:
         for name, how in (("llama.cpp", "repack"), ("llama.cpp plain", "plain")):
             children[name] = Child(
@@ -143,7 +152,7 @@ def measure(path: Path, ours: Child, children: dict[str, Child], options: argpar
         "head_weights": facts["head_weights"],
         "arithmetic": facts["arithmetic"],
         "card": facts["card"],
-        "peers": {name: child.info for name, child in children.items() if name != "localdiff"},
+        "peers": {name: child.info for name, child in children.items() if name in LLAMA},
         "difference": difference(children),
         "forwards": [],
     }
@@ -194,7 +203,7 @@ def compare_torch(path: Path, options: argparse.Namespace) -> list[dict[str, Any
         children = {
             name: Child(options.clock, sys.executable, *command)
             for name, command in (
-                ("localdiff", ("peer_localdiff.py", str(path), threads, largest, *options.isa)),
+                ("localdiff", ("peer_localdiff.py", str(path), threads, largest, options.math, *options.isa)),
                 (f"torch {kind}", ("peer_torch.py", *arguments)),
             )
         }
@@ -230,6 +239,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, help="rounds over all engines (default 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every engine")
     parser.add_argument("--isa", default="", help="kernel row of localdiff (default: the best)")
+    parser.add_argument("--math", choices=("fast", "exact"), default="fast", help="of localdiff; fast: exact beside it")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu needs --threads 1")
     parser.add_argument("--llama-python", default=sys.executable, help="has llama-cpp-python (default: this Python)")
     parser.add_argument("--no-llama", action="store_true")
@@ -265,7 +275,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     models: list[dict[str, Any]] = []
     date = datetime.date.today().isoformat()
-    result = {"bench": "compare", "date": date, "pairs": options.pairs, "clock": options.clock, "models": models}
+    result = {
+        "bench": "compare",
+        "date": date,
+        "math": options.math,
+        "pairs": options.pairs,
+        "clock": options.clock,
+        "models": models,
+    }
     table = ""
     for path in options.models:
         models.append(compare_model(path, options))

@@ -1,4 +1,4 @@
-"""localdiff as a peer of compare.py: usage peer_localdiff.py MODEL.gguf THREADS ROWS [ISA]
+"""localdiff as a peer of compare.py: usage peer_localdiff.py MODEL.gguf THREADS ROWS MATH [ISA]
 
 forward  logits of all rows, bidirectional attention      step  one denoise step: the answer's masked half is scored
 peak     what the machine can do at the moment            logits  written to a file, to see that peers do the same work
@@ -17,10 +17,10 @@ from localdiff.bench.forward import PARTS, Work
 from localdiff.engine import EngineModel, File, Request, measure_peak
 
 
-def main(path: str, threads: int, rows: int, isa: str | None) -> None:
+def main(path: str, threads: int, rows: int, math: str, isa: str | None) -> None:
     file = File.open(path)
     model = EngineModel(file, isa=isa, threads=threads)
-    session = model.session(slot_length=min(rows, model.info.context_length), threads=threads)
+    session = model.session(slot_length=min(rows, model.info.context_length), threads=threads, math=math)
     vocab = model.info.vocab
 
     def request(count: int, score: np.ndarray[Any, Any]) -> Request:
@@ -60,4 +60,4 @@ def main(path: str, threads: int, rows: int, isa: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5] if len(sys.argv) > 5 else None)

@@ -16,6 +16,12 @@ def better(found: dict[str, Any]) -> str | None:
     return min(present, key=lambda name: found[name]["ms"]) if present else None
 
 
+def exact(found: dict[str, Any], name: str) -> str:
+    """The ratio to a peer in exact arithmetic, where localdiff's figures are those of fast."""
+    ours = found.get("localdiff exact")
+    return f"{found[name]['ms'] / ours['ms']:.2f}" if ours else "-"
+
+
 def spread(ratio: list[float]) -> str:
     return f"{ratio[0]:.2f} ({ratio[1]:.2f}-{ratio[2]:.2f})"
 
@@ -26,7 +32,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{card['cpu']}, {card['threads']} threads, kernel row {card['isa']}, localdiff {card['localdiff']}, "
         f"{card['date']}; other load on the machine {card['load']}.",
-        f"Medians of {result['pairs']} alternating rounds, {clock}; ratio: speed of localdiff over the peer (min-max).",
+        f"Medians of {result['pairs']} alternating rounds, {clock}; ratio: speed of localdiff over the peer (min-max). "
+        f"Quantised weights in {result.get('math', 'exact')} arithmetic; last column: ratio to the better setting in "
+        "exact.",
         "",
     ]
     lines += _forwards(result) + _steps(result) + _torch(result)
@@ -35,8 +43,9 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _forwards(result: dict[str, Any]) -> list[str]:
     lines = [
-        "| model | rows | localdiff ms | GOPS | of peak | llama.cpp ms | ratio | its better setting ms | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | rows | localdiff ms | GOPS | of peak | llama.cpp ms | ratio | its better setting ms | ratio | "
+        "exact |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for model in result["models"]:
         bound = model["peak"][BOUND[model["arithmetic"]]]
@@ -44,9 +53,9 @@ def _forwards(result: dict[str, Any]) -> list[str]:
             ours, theirs, name = found["localdiff"], found.get("llama.cpp"), better(found)
             peers = (
                 f"{theirs['ms']:.0f} | {spread(theirs['ratio'])} | {found[name]['ms']:.0f} | "
-                f"**{spread(found[name]['ratio'])}**"
+                f"**{spread(found[name]['ratio'])}** | {exact(found, name)}"
                 if theirs and name
-                else "- | - | - | -"
+                else "- | - | - | - | -"
             )
             shared = " (shared machine)" if result["clock"] == "wall" and found["processor_share"] < SHARED else ""
             lines.append(
@@ -62,8 +71,8 @@ def _steps(result: dict[str, Any]) -> list[str]:
         f"One denoise step, {step['prompt']} + {step['answer']} rows, half the answer masked, against llama.cpp's "
         "diffusion loop:",
         "",
-        "| model | localdiff ms | llama.cpp ms | ratio | its better setting ms | ratio |",
-        "|---|---|---|---|---|---|",
+        "| model | localdiff ms | llama.cpp ms | ratio | its better setting ms | ratio | exact |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model in result["models"]:
         found = model["step"]
@@ -72,7 +81,8 @@ def _steps(result: dict[str, Any]) -> list[str]:
             theirs = found["llama.cpp"]
             lines.append(
                 f"| {model['model']} | {found['localdiff']['ms']:.1f} | {theirs['ms']:.0f} | "
-                f"{spread(theirs['ratio'])} | {found[name]['ms']:.0f} | **{spread(found[name]['ratio'])}** |"
+                f"{spread(theirs['ratio'])} | {found[name]['ms']:.0f} | **{spread(found[name]['ratio'])}** | "
+                f"{exact(found, name)} |"
             )
     return [*lines, ""] if len(lines) > 4 else []
 
@@ -110,7 +120,7 @@ def plot(result: dict[str, Any], to: Path) -> None:
         panel.axis("off")
     for panel, model in zip(axes.flat, models, strict=False):
         rows = [found["rows"] for found in model["forwards"]]
-        for name in ("localdiff", *LLAMA):
+        for name in ("localdiff", "localdiff exact", *LLAMA):
             if name in model["forwards"][0]:
                 panel.plot(rows, [found[name]["gops"] for found in model["forwards"]], "o-", label=name)
         for kind in {found["kind"] for found in model.get("torch", [])}:

@@ -171,6 +171,5 @@ def _places(parts: Sequence[str | Hole], pieces: Sequence[Part]) -> list[str | t
     ends = np.cumsum(sizes).tolist()[len(pieces) - len(parts) :]
     sizes = sizes[len(pieces) - len(parts) :]
     return [
-        part if isinstance(part, str) else (end - size, end)
-        for part, size, end in zip(parts, sizes, ends, strict=True)
+        part if isinstance(part, str) else (end - size, end) for part, size, end in zip(parts, sizes, ends, strict=True)
     ]

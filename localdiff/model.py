@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from .arithmetic import Arithmetic, check, decide
 from .canvas import Hole
 from .compose import Composer, token_ids
 from .engine import EngineModel, File, Float32, Proposal, Request
@@ -46,6 +47,7 @@ def load(
     isa: str | None = None,
     access: str = "map",
     lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    math: str = "auto",
 ) -> Model:
     """Load a GGUF file.
 
@@ -56,6 +58,7 @@ def load(
     isa        name of a CPU kernel row, None = the best
     access     "map" starts at once; "read" survives the file being changed while in use
     lora       GGUF adapters for this model, each a path or "PATH=SCALE"; the file of the model stays as it is
+    math       arithmetic of quantised weights: "exact", "fast", or "auto", fast where it hardly changes the output
     raises     ModelFileError, OptionError
     """
     if device not in DEVICES:
@@ -63,6 +66,7 @@ def load(
     if path is None and not EMBEDDED.is_file():
         raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
     where = EMBEDDED if path is None else Path(path)
+    check(math)
     named = [scaled_path(each) for each in ([lora] if isinstance(lora, (str, os.PathLike)) else lora)]
     with ExitStack() as files:
         file = files.enter_context(File.open(where, access))
@@ -71,7 +75,7 @@ def load(
         found = record_in_force(metadata, diffusion)
         engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters)
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
-        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused)
+        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math)
 
 
 def scaled_path(text: str | os.PathLike[str]) -> tuple[Path, float]:
@@ -103,6 +107,7 @@ class Model:
         path: Path,
         threads: int | None = None,
         notices: tuple[str, ...] = (),
+        math: str = "auto",
     ) -> None:
         self.info = engine.info
         self.spec = spec
@@ -117,6 +122,8 @@ class Model:
                     "positions; give --diffusion canvas=N with a smaller N"
                 )
         self._engine = engine
+        self._threads = threads
+        self._wanted_math = math
         self._pool = SessionPool(engine, threads)
 
     @property
@@ -131,6 +138,11 @@ class Model:
     def canvas_limit(self) -> int:
         """The longest canvas, prompt included."""
         return (self.spec.canvas_max if self.spec else 0) or self.info.context_length
+
+    @cached_property
+    def arithmetic(self) -> Arithmetic:
+        """How quantised weights are multiplied, and why; "auto" is decided when it is first needed."""
+        return decide(self._wanted_math, self.path, self._engine, self.spec, lambda: self.tokenizer, self._threads)
 
     # ---- text ----
 
@@ -184,7 +196,7 @@ class Model:
         if len(ids) > self.info.context_length:
             raise OptionError(f"there are {len(ids)} tokens, but the context has {self.info.context_length} positions")
         request = Request(ids, np.arange(len(ids), dtype=np.int32), attention=kind, block_length=length, prefix=prefix)
-        with self._pool.lend(1, len(ids)) as session:
+        with self._sessions().lend(1, len(ids)) as session:
             return session.logits([request])[0]
 
     @overload
@@ -261,11 +273,15 @@ class Model:
 
     # ---- the way to the engine ----
 
+    def _sessions(self) -> SessionPool:
+        self._pool.math = self.arithmetic.math
+        return self._pool
+
     def _run(self, pages: list[Page]) -> DenoiseStream:
-        return DenoiseStream(pages, self._pool, Setup(self.name, self.device, self.info.isa))
+        return DenoiseStream(pages, self._sessions(), Setup(self.name, self.device, self.info.isa))
 
     def _propose(self, requests: list[Request]) -> list[Proposal]:
-        with self._pool.lend(len(requests), max(len(request.tokens) for request in requests)) as session:
+        with self._sessions().lend(len(requests), max(len(request.tokens) for request in requests)) as session:
             return session.propose(requests)
 
     def _composer(self) -> Composer:

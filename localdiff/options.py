@@ -17,6 +17,8 @@ from typing import Any
 from .decode.table import CACHES, DECODERS, words
 from .errors import OptionError
 
+MATH = ("auto", "exact", "fast")  # of loading, see arithmetic.py
+
 
 def _option(
     help: str,

@@ -43,9 +43,7 @@ _DREAM = DiffusionSpec(
     151666, True, decoder="topk", steps=512, temperature=0.2, top_p=0.95, stop_tokens=(151643,), pad_token=151643
 )
 _LLADA_MOE = DiffusionSpec(156895, False, decoder="llada", stop_tokens=(156892,), pad_token=156892)
-_ROBERTA = DiffusionSpec(
-    50264, False, decoder="topk", temperature=0.0, stop_tokens=(2,), pad_token=1, sep_token=2
-)
+_ROBERTA = DiffusionSpec(50264, False, decoder="topk", temperature=0.0, stop_tokens=(2,), pad_token=1, sep_token=2)
 _MODERNBERT = DiffusionSpec(
     50284, False, decoder="topk", temperature=0.0, stop_tokens=(50282,), pad_token=50283, sep_token=50282
 )
@@ -70,9 +68,7 @@ TABLE: dict[str, Preset] = {
     "illada": Preset(DiffusionSpec(5, False, decoder="llada"), (), ("illada",)),
     "llada-moe": Preset(_LLADA_MOE, ("<|mask|>",), ("llada moe",), ("llada-moe",)),
     "llada2": Preset(
-        dataclasses.replace(
-            _LLADA_MOE, attention="block_causal", block_length=32, decoder="threshold", threshold=0.95
-        ),
+        dataclasses.replace(_LLADA_MOE, attention="block_causal", block_length=32, decoder="threshold", threshold=0.95),
         ("<|mask|>",),
         ("llada2",),
         ("llada2",),
@@ -103,9 +99,7 @@ TABLE: dict[str, Preset] = {
         ("|<MASK>|",),
         ("fast dllm",),
     ),
-    "open-dcoder": Preset(
-        dataclasses.replace(_DREAM, mask_token=151665, steps=None), ("[MASK]",), ("open dcoder",)
-    ),
+    "open-dcoder": Preset(dataclasses.replace(_DREAM, mask_token=151665, steps=None), ("[MASK]",), ("open dcoder",)),
     "a2d-bd3lm": Preset(
         dataclasses.replace(_A2D, attention="block_causal", block_length=32), ("<|mask|>",), ("diffusion bd3lm",)
     ),
@@ -214,9 +208,7 @@ def recognise(metadata: Mapping[str, Any]) -> str | None:
     return next(by_name, None) or next(by_arch, None)
 
 
-def of_preset(
-    name: str, metadata: Mapping[str, Any], stated: Mapping[str, Any], notices: list[str]
-) -> dict[str, Any]:
+def of_preset(name: str, metadata: Mapping[str, Any], stated: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
     """The fields of a preset for this file: the mask token where its vocabulary has it, the canvas that fits.
 
     stated    fields that are known to be otherwise; notices are added to `notices`

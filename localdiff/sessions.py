@@ -38,6 +38,7 @@ class SessionPool:
     def __init__(self, engine: EngineModel, threads: int | None) -> None:
         self._engine = engine
         self._threads = threads
+        self.math = "exact"  # of sessions that are made from now on
         self._lock = threading.Lock()
         self._free: list[_Kept] = []
         self._lent: list[_Kept] = []
@@ -82,7 +83,7 @@ class SessionPool:
                     slots, length = max(slots, small.slots), max(length, small.length)
                     small.session.close()
                 rounded = rounded_length(length, self._engine.info.context_length)
-                session = self._engine.session(slots=slots, slot_length=rounded, threads=self._threads)
+                session = self._engine.session(slots=slots, slot_length=rounded, threads=self._threads, math=self.math)
                 kept = _Kept(session, slots, rounded)
             self._lent.append(kept)
             return kept

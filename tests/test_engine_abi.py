@@ -104,6 +104,7 @@ def test_constants_are_the_headers() -> None:
         name: getattr(lib, name) for name in dir(lib) if name.startswith("LD_ATTENTION_")
     }
     assert engine.sessions.SCORES == {"raw": lib.LD_SCORE_RAW, "sampled": lib.LD_SCORE_SAMPLED}
+    assert engine.sessions.MATH == {"exact": lib.LD_MATH_EXACT, "fast": lib.LD_MATH_FAST}
     assert engine.files.ACCESS == {"map": lib.LD_ACCESS_MAP, "read": lib.LD_ACCESS_READ}
 
 

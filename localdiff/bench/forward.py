@@ -8,11 +8,11 @@ its own look at the peak, so that a slow spell of the machine hits everything al
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from time import perf_counter
 from typing import Any
 
@@ -40,7 +40,7 @@ class Work:
         blocks = [tensor for tensor in matrices if tensor.name.startswith("blk.")]
         sizes: Counter[str] = Counter()
         for tensor in blocks:
-            sizes["f32" if tensor.type in FLOATS else "int8"] += math.prod(tensor.shape)
+            sizes["f32" if tensor.type in FLOATS else "int8"] += prod(tensor.shape)
         return Work(sum(sizes.values()), _head(matrices), max(sizes, key=sizes.__getitem__, default="f32"))
 
     def operations(self, rows: int, scored: int) -> int:
@@ -49,7 +49,7 @@ class Work:
 
 
 def _head(matrices: Sequence[TensorInfo]) -> int:
-    sizes = {tensor.name: math.prod(tensor.shape) for tensor in matrices}
+    sizes = {tensor.name: prod(tensor.shape) for tensor in matrices}
     return sizes.get("output.weight", sizes.get("token_embd.weight", 0))
 
 
@@ -64,6 +64,7 @@ def measure_forwards(
     *,
     threads: int | None = None,
     attention: str = "full",
+    math: str = "exact",
     repetitions: int = 5,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def measure_forwards(
              share (of the peak), parts (seconds by part, as a share of the sum)}
     """
     work = Work.of(file)
-    session = model.session(slot_length=max(rows), threads=threads)
+    session = model.session(slot_length=max(rows), threads=threads, math=math)
     with session:
         progress("warming up")
         _forward(session, model, max(rows), attention)

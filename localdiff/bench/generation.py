@@ -19,11 +19,11 @@ ANSWER = 64
 
 
 def measure_generation(
-    file: File, engine: EngineModel, *, threads: int | None = None, diffusion: str | None = None
+    file: File, engine: EngineModel, *, threads: int | None = None, diffusion: str | None = None, math: str = "auto"
 ) -> dict[str, Any]:
     """Generate ANSWER tokens after PROMPT random ones, less where the canvas is shorter.
 
-    diffusion  as in localdiff.load
+    diffusion, math  as in localdiff.load
     raises     ModelFileError where the file has no tokenizer to make a text with
     """
     metadata = dict(file.metadata)
@@ -32,7 +32,7 @@ def measure_generation(
     if spec is None:
         spec = DiffusionSpec(mask_token=engine.info.vocab - 1, logit_shift=False)
         assumed = f"mask={spec.mask_token},shift=0,attn=full"
-    model = Model(engine, metadata, spec, file.path, threads)
+    model = Model(engine, metadata, spec, file.path, threads, math=math)
     limit = model.canvas_limit
     answer = min(ANSWER, limit // 2)
     prompt = [int(token) for token in random_tokens(spec.mask_token or 1, min(PROMPT, limit - answer))]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ..errors import LocaldiffError, OptionError
+from ..options import MATH
+from .generating import MATH_HELP
 
 ROWS = (8, 32, 64, 128, 256, 512)
 
@@ -23,6 +26,7 @@ ROWS = (8, 32, 64, 128, 256, 512)
 @click.option("--repetitions", type=click.IntRange(1), default=5, help="rounds; figures are their median (default 5)")
 @click.option("--isa", help="CPU kernel row by name (default: the best)")
 @click.option("--threads", type=int, help="CPU threads (default: all that the process may use)")
+@click.option("--math", type=click.Choice(MATH), default="auto", help=MATH_HELP)
 @click.option("--diffusion", help="a diffusion record, as in run, for the timed generation")
 @click.option("--profile", is_flag=True, help="show where the time of a forward pass goes")
 @click.option("--json", "as_json", is_flag=True, help="print the JSON object only")
@@ -32,6 +36,7 @@ def command(
     repetitions: int,
     isa: str | None,
     threads: int | None,
+    math: str,
     diffusion: str | None,
     profile: bool,
     as_json: bool,
@@ -41,11 +46,13 @@ def command(
     A forward pass computes and scores every row. GOPS counts the products with the weights, two operations each; the
     peak is measured in between. The generation uses the model's own decoder.
     """
+    from ..arithmetic import decide
     from ..bench.card import machine_card
     from ..bench.forward import measure_forwards
     from ..bench.generation import measure_generation
     from ..engine import EngineModel, File
     from ..presets import resolve
+    from ..text import Tokenizer
 
     progress = _Progress()
     try:
@@ -53,19 +60,36 @@ def command(
         with File.open(model) as file, EngineModel(file, isa=isa, threads=threads) as engine:
             sizes = _sizes(rows, engine.info.context_length)
             spec = resolve(file.metadata, diffusion)
+            chosen = decide(math, file.path, engine, spec, lambda: Tokenizer.from_gguf(file.metadata), threads)
             attention = spec.attention if spec is not None and spec.attention != "block_causal" else "full"
             measured = measure_forwards(
-                file, engine, sizes, threads=threads, attention=attention, repetitions=repetitions, progress=progress
+                file,
+                engine,
+                sizes,
+                threads=threads,
+                attention=attention,
+                math=chosen.math,
+                repetitions=repetitions,
+                progress=progress,
             )
             progress("generating")
             try:
-                generation: dict[str, Any] = measure_generation(file, engine, threads=threads, diffusion=diffusion)
+                generation: dict[str, Any] = measure_generation(
+                    file, engine, threads=threads, diffusion=diffusion, math=chosen.math
+                )
             except LocaldiffError as error:  # forward passes of files without a tokenizer are worth measuring too
                 generation = {"not_run": str(error)}
             card = machine_card(engine.info.isa, measured["peak"]["threads"])
     finally:
         progress("")
-    result = {"bench": "localdiff", "model": model, "machine": card, **measured, "generation": generation}
+    result = {
+        "bench": "localdiff",
+        "model": model,
+        "machine": card,
+        "math": asdict(chosen),
+        **measured,
+        "generation": generation,
+    }
     if not as_json:
         _print(result, profile)
     print(json.dumps(result))
@@ -98,8 +122,9 @@ def _print(result: dict[str, Any], profile: bool) -> None:
     print(f"{card['cpu']}, {card['threads']} of {card['cores']} cores, kernel row {card['isa']}, {card['date']}")
     print(
         f"peak: int8 {peak['int8_gops']:.0f} GOPS, float32 {peak['f32_gflops']:.0f} GFLOPS, "
-        f"memory {peak['memory_gbps']:.1f} GB/s; these weights are run in {work['arithmetic']}\n"
+        f"memory {peak['memory_gbps']:.1f} GB/s; these weights are run in {work['arithmetic']}"
     )
+    print(f"arithmetic: {result['math']['math']}, {result['math']['reason']}\n")
     print("  rows  ms per forward (min - max)            GOPS  of peak" + ("   where the time goes" if profile else ""))
     for one in result["forwards"]:
         spread = f"({one['ms_min']:.2f} - {one['ms_max']:.2f})"

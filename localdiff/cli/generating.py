@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
-from ..options import GenerateOptions
+from ..options import MATH, GenerateOptions
 from . import flags
 
 if TYPE_CHECKING:
     from ..generation import DenoiseStream, Generation
     from ..model import Model
 
+MATH_HELP = "arithmetic of quantised weights; auto: fast where it hardly changes the output (default auto)"
 LOADING = (
     click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", help="where to compute"),
     click.option("--threads", type=int, help="CPU threads (default: all that the process may use)"),
     click.option("--isa", help="CPU kernel row by name, see localdiff doctor (default: the best)"),
+    click.option("--math", type=click.Choice(MATH), default="auto", help=MATH_HELP),
     click.option("--diffusion", help="preset or mask=ID,shift=0|1,attn=full,...: over the file's diffusion record"),
     click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="GGUF adapter to apply; may be repeated"),
 )
@@ -79,6 +81,7 @@ def load(model: str | None, values: dict[str, Any]) -> Model:
         device=values["device"],
         threads=values["threads"],
         isa=values["isa"],
+        math=values["math"],
         diffusion=values["diffusion"],
         lora=values["lora"],
     )

@@ -197,9 +197,12 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", _plain(memory["error"])
     else:
         mib = {name: f"{memory[name] / 2**20:,.0f} MiB" for name in ("total", "weights", "session")}
-        yield "memory", (
-            f"{mib['total']} at {memory['length']} positions: weights {mib['weights']}, session {mib['session']}; "
-            "other lengths: localdiff plan"
+        yield (
+            "memory",
+            (
+                f"{mib['total']} at {memory['length']} positions: weights {mib['weights']}, session {mib['session']}; "
+                "other lengths: localdiff plan"
+            ),
         )
 
 

@@ -275,4 +275,3 @@ def substitutes(chosen: Mapping[str, Chosen]) -> list[str]:
         shown = ", ".join(which[:3]) + (f" and {len(which) - 3} more" if len(which) > 3 else "")
         sentences.append(f"rows not divisible by {block}, stored as {kind} instead of {wanted}: {shown}")
     return sentences
-

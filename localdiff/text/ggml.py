@@ -106,9 +106,7 @@ def _sentencepiece(metadata: Mapping[str, Any], texts: list[str], types: list[in
         if kind == BYTE:
             value = byte_value(text)
             if value is None:
-                raise ModelFileError(
-                    f"tokenizer.ggml.tokens has the byte token {text!r}, expected <0x00> to <0xFF>"
-                )
+                raise ModelFileError(f"tokenizer.ggml.tokens has the byte token {text!r}, expected <0x00> to <0xFF>")
             byte_ids[value] = token
         elif kind == UNKNOWN:
             unknown = token if unknown is None else unknown

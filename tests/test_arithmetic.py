@@ -1,0 +1,120 @@
+"""Exact and fast arithmetic: what is measured, what is decided, and that a session does what it was asked."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_gguf import write_tiny
+
+import localdiff
+from localdiff import arithmetic
+from localdiff.arithmetic import BOUND, Arithmetic, decide, judge
+from localdiff.engine import EngineModel, File, Request, isa_rows
+from localdiff.errors import OptionError
+from localdiff.spec import DiffusionSpec
+
+
+def logits(model: EngineModel, tokens: np.ndarray, rows: np.ndarray, math: str) -> np.ndarray:
+    with model.session(slot_length=len(tokens), math=math) as session:
+        return session.logits([Request(tokens, rows)])[0].astype(np.float64)
+
+
+def test_measured_divergence_is_that_of_the_formula() -> None:
+    """Against the definition, summed token by token, on the embedded model."""
+    with localdiff.load(math="exact") as model:
+        engine, spec, tokenizer = model._engine, model.spec, model.tokenizer
+        assert spec is not None
+        tokens = np.array(tokenizer.encode(arithmetic.TEXT)[: arithmetic.TOKENS], dtype=np.int32)
+        masked = np.arange(1, len(tokens), 2, dtype=np.int32)
+        tokens[masked] = spec.mask_token
+        total = 0.0
+        for exact, fast in zip(
+            logits(engine, tokens, masked, "exact"), logits(engine, tokens, masked, "fast"), strict=True
+        ):
+            a, b = exact - max(exact), fast - max(fast)
+            za, zb = math.log(sum(np.exp(a))), math.log(sum(np.exp(b)))
+            total += sum(np.exp(a - za) * ((a - za) - (b - zb)))
+        found = arithmetic.measure(engine, spec, tokenizer)
+        assert 0 < found < BOUND
+        assert found == pytest.approx(total / len(masked), rel=1e-6)
+        assert model.arithmetic == Arithmetic("exact", None, "as asked for")
+
+
+def test_auto_takes_fast_for_the_embedded_model_and_remembers_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with localdiff.load() as model:
+        first = model.arithmetic
+        assert first.math == "fast"
+        assert first.divergence is not None
+        assert first.divergence <= BOUND
+        kept = json.loads((tmp_path / "localdiff" / "arithmetic.json").read_text())
+        assert list(kept.values()) == [first.divergence]
+    monkeypatch.setattr(arithmetic, "measure", lambda *_: pytest.fail("measured twice"))
+    with localdiff.load() as model:
+        assert model.arithmetic == first
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"x": "y"}', ""])
+def test_a_damaged_cache_is_measured_anew(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "localdiff").mkdir()
+    (tmp_path / "localdiff" / "arithmetic.json").write_text(content)
+    with localdiff.load() as model:
+        assert model.arithmetic.divergence is not None
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with localdiff.load() as model:
+        assert model.arithmetic.math == "fast"
+
+
+def test_choices() -> None:
+    assert judge(0.0).math == "exact"
+    assert judge(BOUND).math == "fast"
+    assert judge(BOUND * 1.001).math == "exact"
+    assert judge(math.nan).math == "exact"
+    with pytest.raises(OptionError, match="math is 'quick', expected one of auto, exact, fast"):
+        localdiff.load(math="quick")
+
+
+def test_nothing_to_measure_with_is_exact(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf", kind="Q8_0")
+    with File.open(path) as file, EngineModel(file) as engine:
+
+        def no_tokenizer() -> object:
+            raise OptionError("there is none")
+
+        spec = DiffusionSpec(mask_token=1, logit_shift=False)
+        assert decide("auto", path, engine, None, no_tokenizer).math == "exact"  # type: ignore[arg-type]
+        assert decide("auto", path, engine, spec, no_tokenizer).math == "exact"  # type: ignore[arg-type]
+        assert decide("fast", path, engine, None, no_tokenizer).math == "fast"  # type: ignore[arg-type]
+
+
+def test_files_are_told_apart_by_content(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in "abc")
+    a.write_bytes(b"x" * 3_000_000)
+    b.write_bytes(a.read_bytes())
+    c.write_bytes(b"x" * 2_999_999 + b"y")
+    assert arithmetic.fingerprint(a) == arithmetic.fingerprint(b) != arithmetic.fingerprint(c)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F32"])
+def test_every_row_of_kernels_gives_the_same_fast_logits(kind: str, tmp_path: Path) -> None:
+    """Near one another as exact ones are; apart from exact ones where anything is quantised."""
+    path = write_tiny(tmp_path / "tiny.gguf", dim=256, kind=kind)
+    tokens = np.arange(20, dtype=np.int32)
+    with File.open(path) as file:
+        rows = [name for name, supported in isa_rows() if supported]
+        found = {}
+        for isa in rows:
+            with EngineModel(file, isa=isa) as model:
+                found[isa] = {math: logits(model, tokens, tokens, math) for math in ("exact", "fast")}
+    for isa in rows:
+        np.testing.assert_allclose(found[isa]["fast"], found["scalar"]["fast"], rtol=0, atol=1e-3)
+        assert np.array_equal(found[isa]["fast"], found[isa]["exact"]) == (kind == "F32")
