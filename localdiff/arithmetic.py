@@ -74,7 +74,10 @@ def decide(
         return Arithmetic(math, None, "as asked for")
     if spec is None:
         return Arithmetic("exact", None, "no diffusion record to measure fast arithmetic with")
-    key = fingerprint(path)
+    try:
+        key = fingerprint(path)
+    except OSError:  # the file was moved since it was loaded
+        return Arithmetic("exact", None, f"{path} cannot be read any more")
     divergence = recall(key)
     if divergence is None:
         try:

@@ -134,7 +134,9 @@ class FakeEngine:
         self.sessions: list[FakeSession] = []
         self.closed = False
 
-    def session(self, slots: int = 1, slot_length: int | None = None, threads: int | None = None) -> FakeSession:
+    def session(
+        self, slots: int = 1, slot_length: int | None = None, threads: int | None = None, math: str = "exact"
+    ) -> FakeSession:
         self.sessions.append(FakeSession(self._logits, slots, slot_length or self.info.context_length))
         return self.sessions[-1]
 
