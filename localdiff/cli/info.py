@@ -41,6 +41,7 @@ def command(file: str, diffusion: str | None, as_json: bool) -> None:
     with File.open(file) as opened:
         facts = _facts(opened, diffusion)
     facts["memory"] = _memory(file)
+    facts["arithmetic"] = _arithmetic(Path(file))
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
@@ -160,6 +161,17 @@ def _memory(file: str) -> dict[str, Any]:
         return {"error": str(error)}
 
 
+def _arithmetic(file: Path) -> str:
+    """What `--math auto` does with this file's quantised weights, as far as it was measured."""
+    from ..arithmetic import fingerprint, judge, recall
+
+    divergence = recall(fingerprint(file))
+    if divergence is None:
+        return "measured when the model first generates"
+    found = judge(divergence)
+    return f"{found.math}: {found.reason}"
+
+
 def _short(file: File, key: str) -> Any:
     count = file.metadata.count(key)
     return f"[{count} values]" if count is not None and count > LONG_ARRAY else file.metadata[key]
@@ -192,6 +204,7 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, each in facts["types"].items():
         yield f"  {name}", f"{100 * each['share']:5.1f} %  {each['tensors']:,} tensors, {each['bytes']:,} bytes"
     yield from _denoising(facts)
+    yield "arithmetic", facts["arithmetic"]
     memory = facts["memory"]
     if "error" in memory:
         yield "memory", _plain(memory["error"])
