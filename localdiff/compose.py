@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .cache.table import make_cache
 from .canvas import Canvas, Hole, Int32
 from .decode.decoder import Facts
 from .decode.loop import Job
-from .decode.table import make_cache, make_decoder, settings_for
+from .decode.table import make_decoder, settings_for
 from .engine import Proposal, Request
 from .errors import OptionError
 from .infill import Part, choose_lengths

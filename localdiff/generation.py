@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cache.drift import DriftMeter
 from .canvas import MASKED, Canvas, Int32
 from .decode.loop import Step, denoise
 from .errors import Cancelled
@@ -71,7 +72,9 @@ class Generation:
     first_settled_seconds  until the first token of the answer was settled, None where none was
     stop_reason            "stop" at a stop token, "length" where every position is filled, "cancelled"
     decoder                every decoding setting in force
+    rows                   rows of this text that its denoise steps computed; nfe * canvas without a cache
     holes                  for infill: what was written into each hole
+    drift                  with report_drift: how far the cache is from exact, see cache.drift.Drift.as_dict
     """
 
     text: str
@@ -89,12 +92,14 @@ class Generation:
     device: str
     isa: str
     threads: int
+    rows: int
     holes: list[str] = dataclasses.field(default_factory=list)
+    drift: dict[str, float | int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as one JSON object; `holes` only for infill."""
-        fields = dataclasses.asdict(self)
-        return fields if self.holes else {name: value for name, value in fields.items() if name != "holes"}
+        """The fields as one JSON object; `holes` only for infill, `drift` only where it was asked for."""
+        absent = [name for name in ("holes", "drift") if not getattr(self, name)]
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in absent}
 
 
 @dataclass(frozen=True)
@@ -147,12 +152,14 @@ class DenoiseStream(Iterator[DenoiseEvent]):
     def _run(self) -> Generator[DenoiseEvent, None, None]:
         jobs = [text.page.job for text in self._texts]
         threads = 0
+        meter = DriftMeter(len(jobs)) if any(job.settings.report_drift for job in jobs) else None
         try:
-            with self._pool.lend(len(jobs), max(job.decoder.room(job.canvas) for job in jobs)) as session:
+            slots = len(jobs) if meter is None else meter.slots.stop
+            with self._pool.lend_kept(slots, max(job.decoder.room(job.canvas) for job in jobs)) as (session, states):
                 self._session = session
                 threads = session.timings().threads
                 started = time.perf_counter()
-                steps = denoise(session, jobs)
+                steps = denoise(session, jobs, states, meter)
                 while (step := self._next(steps)) is not None:
                     text = self._texts[step.index]
                     text.advance(step, time.perf_counter() - started)
@@ -160,15 +167,18 @@ class DenoiseStream(Iterator[DenoiseEvent]):
                     yield DenoiseEvent(step.index, step.step, step.canvas, written, step.stop_reason, page)
         finally:
             self._session = None
-            self._report(threads)
+            self._report(threads, meter)
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
         if self._cancelled:  # perhaps between two calls of the engine, or before the first
             raise Cancelled("the generation was cancelled")
         return next(steps, None)
 
-    def _report(self, threads: int) -> None:
-        self.results = [text.result(self._setup, threads) for text in self._texts]
+    def _report(self, threads: int, meter: DriftMeter | None = None) -> None:
+        drifts = [None] * len(self._texts) if meter is None else [drift.as_dict() for drift in meter.drift]
+        self.results = [
+            text.result(self._setup, threads, drift) for text, drift in zip(self._texts, drifts, strict=True)
+        ]
 
 
 class _Text:
@@ -178,6 +188,7 @@ class _Text:
         self.page = page
         self._canvas = page.job.canvas
         self._nfe = page.passes
+        self._rows = 0
         self._seconds = page.seconds
         self._first_settled: float | None = None
         self._stop_reason = "cancelled" if len(self._canvas.masked) else "length"
@@ -185,11 +196,12 @@ class _Text:
     def advance(self, step: Step, seconds: float) -> None:
         self._canvas = step.canvas
         self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
+        self._rows += step.rows
         self._stop_reason = step.stop_reason or "cancelled"
         if self._first_settled is None and np.any(step.canvas.state[step.canvas.maskable[:1]] != MASKED):
             self._first_settled = self._seconds
 
-    def result(self, setup: Setup, threads: int) -> Generation:
+    def result(self, setup: Setup, threads: int, drift: dict[str, float | int] | None) -> Generation:
         job, tokens, pieces = self.page.job, self.page.made(self._canvas), self.page.pieces(self._canvas)
         return Generation(
             text="".join(piece for _, piece in pieces),
@@ -204,6 +216,8 @@ class _Text:
             seed=job.seed,
             decoder=job.settings.shown(),
             threads=threads,
+            rows=self._rows,
             holes=[piece for made, piece in pieces if made] if self.page.parts else [],
+            drift=drift,
             **dataclasses.asdict(setup),
         )

@@ -14,7 +14,8 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
-from .decode.table import CACHES, DECODERS, words
+from .cache.table import CACHES
+from .decode.table import DECODERS, words
 from .errors import OptionError
 
 MATH = ("auto", "exact", "fast")  # of loading, see arithmetic.py
@@ -50,7 +51,13 @@ class GenerateOptions:
     top_k: int | None = _option("draw from the k likeliest tokens only, 0 = off", range=(0, 2**31 - 1))
     top_p: float | None = _option("draw from the likeliest tokens of this total probability, 1 = all", range=(1e-6, 1))
     seed: int | None = _option("same seed, same text (default: a new one each time)", range=(0, 2**64 - 1))
-    cache: str = _option("which rows are recomputed; exact = all of them", default="exact", choices=tuple(CACHES))
+    cache: str | None = _option(
+        "which rows are recomputed (default: all, or with block-causal attention those that can have changed)",
+        choices=tuple(CACHES),
+    )
+    cache_window: int | None = _option("positions around the block, or the surest ones, that are", range=(1, math.inf))
+    cache_refresh: int | None = _option("steps until all rows are, 0 = never", range=(0, 2**31 - 1))
+    report_drift: bool | None = _option("compute everything exactly too and say how far the cache is off")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -64,6 +71,10 @@ def _check(field: dataclasses.Field[Any], value: object) -> None:
     if choices is not None:
         if value not in choices:
             raise OptionError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}")
+        return
+    if str(field.type).startswith("bool"):
+        if not isinstance(value, bool):
+            raise OptionError(f"{field.name} is {value!r}, expected True or False")
         return
     whole = str(field.type).startswith("int")
     kind: type = numbers.Integral if whole else numbers.Real

@@ -1,7 +1,8 @@
 """The sessions of one model, kept between generations: their memory is taken once and grows when more is needed.
 
 lend() gives a session that is large enough to one caller at a time; several threads get several sessions. A session
-that was cancelled is given up, since its cancellation may still be waiting for a call that never came. When the pool is
+that was cancelled is given up, since its cancellation may still be waiting for a call that never came. What the slots
+of a session hold is kept with it, so that a prompt that was computed need not be computed again. When the pool is
 collected, or the program ends, sessions are closed at once: the collector might free the model before them.
 """
 
@@ -11,11 +12,12 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cache.state import State
     from .engine import EngineModel, Session
 
 _GRAIN = 64  # slot lengths are multiples of this, so that slightly longer prompts do not need a new session
@@ -32,6 +34,7 @@ class _Kept:
     slots: int
     length: int
     cancelled: bool = False
+    states: dict[int, State] = field(default_factory=dict)  # by slot
 
 
 class SessionPool:
@@ -47,9 +50,16 @@ class SessionPool:
     @contextmanager
     def lend(self, slots: int, length: int) -> Iterator[Session]:
         """A session of at least `slots` canvases of `length` positions, for the time of the with statement."""
+        with self.lend_kept(slots, length) as (session, states):
+            states.clear()  # nobody takes notes of what happens to them
+            yield session
+
+    @contextmanager
+    def lend_kept(self, slots: int, length: int) -> Iterator[tuple[Session, dict[int, State]]]:
+        """The same, with what its slots hold; the borrower keeps that up to date."""
         kept = self._take(slots, length)
         try:
-            yield kept.session
+            yield kept.session, kept.states
         finally:
             with self._lock:
                 self._lent.remove(kept)
@@ -80,7 +90,9 @@ class SessionPool:
             else:
                 if self._free:  # a larger one takes its place
                     small = self._free.pop()
-                    slots, length = max(slots, small.slots), max(length, small.length)
+                    # twice as long where prompts are kept: a conversation that grows would lose them at every turn
+                    ahead = min(2 * small.length, self._engine.info.context_length) if small.states else 0
+                    slots, length = max(slots, small.slots), max(length, small.length, ahead)
                     small.session.close()
                 rounded = rounded_length(length, self._engine.info.context_length)
                 session = self._engine.session(slots=slots, slot_length=rounded, threads=self._threads, math=self.math)

@@ -9,11 +9,12 @@ from fake import FakeSession, Logits, draw, point_mass, random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localdiff.cache.table import make_cache
 from localdiff.canvas import COMMITTED, GIVEN, MASKED, Canvas, Hole
 from localdiff.decode.decoder import Facts, uniform
 from localdiff.decode.loop import Job, Step, denoise, first_stop
 from localdiff.decode.schedule import left_masked, reveal_probability, share
-from localdiff.decode.table import DECODERS, make_cache, make_decoder, settings_for
+from localdiff.decode.table import DECODERS, make_decoder, settings_for
 from localdiff.engine import Request
 from localdiff.errors import Cancelled, OptionError
 from localdiff.options import GenerateOptions
@@ -401,8 +402,7 @@ def test_random_numbers_belong_to_positions() -> None:
         ({"decoder": "random-keep", "block_length": 4}, "random-keep has no option block_length"),
         ({"decoder": "threshold", "order": "random"}, "threshold has no option order"),
         ({"decoder": "nonsense"}, "decoder is 'nonsense', expected one of random-keep, topk, llada, threshold, factor"),
-        ({"cache": "prefix"}, "cache is 'prefix', expected one of exact"),
-        ({"cache": None}, "cache is None"),
+        ({"cache": "magic"}, "cache is 'magic', expected one of exact, block"),
         ({"order": "leftmost", "decoder": "llada"}, "order is 'leftmost'"),
         ({"steps": 0}, "steps is 0, expected 1 to"),
         ({"steps": 2.5}, "steps is 2.5, expected a whole number"),

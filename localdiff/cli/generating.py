@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +122,21 @@ def answer(result: Generation, as_json: bool) -> None:
         print(json.dumps(result.as_dict(), ensure_ascii=False))
         return
     _print(result.text)
+    if result.drift is not None:
+        print(_drift(result.drift), file=sys.stderr)
     if sys.stderr.isatty():
         faint, plain = ("", "") if os.environ.get("NO_COLOR") or not sys.stderr.isatty() else ("\x1b[2m", "\x1b[0m")
         figures = (
             f"{len(result.tokens)} tokens, {result.nfe} forward passes, {result.seconds:.2f} s, seed {result.seed}"
         )
         print(f"{faint}{figures}{plain}", file=sys.stderr)
+
+
+def _drift(drift: Mapping[str, float | int]) -> str:
+    return (
+        f"drift from exact: {drift['tokens']:.1%} of {drift['compared_tokens']} tokens would be others; a row has "
+        f"{drift['probability']:.1%} of its probability elsewhere on average, {drift['probability_max']:.1%} at most"
+    )
 
 
 def _print(text: str) -> None:

@@ -4,28 +4,24 @@ denoise() takes a batch of jobs, one canvas each, of any lengths. Every round as
 want scored, makes one call of the engine for all canvases that are not finished, lets each decoder choose what to
 change, and yields one Step per canvas. A canvas is finished when its decoder says so; else when nothing is masked, or
 when its text has ended: a stop token is written and everything before it is settled. Not here: text (generation.py),
-policy (the decoders).
+policy (the decoders and caches).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from ..cache.drift import DriftMeter
+from ..cache.forward import CachedForward, Engine
+from ..cache.state import CachePolicy, State
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from ..engine import Proposal, Request
-from .cache import CachePolicy
 from .decoder import Decoder, Look, Move, Turn
 from .table import Settings
-
-
-class Engine(Protocol):
-    """What the loop needs of engine.Session."""
-
-    def propose(self, requests: Sequence[Request]) -> list[Proposal]: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,7 @@ class Step:
 
     canvas        after the commits
     stop_reason   None while it goes on, "stop" at a stop token, "length" where every position is filled
+    rows          how many rows of it the forward pass computed
     """
 
     index: int
@@ -64,10 +61,18 @@ class Step:
     canvas: Canvas
     commits: Commits
     stop_reason: str | None
+    rows: int
 
 
-def denoise(engine: Engine, jobs: Sequence[Job]) -> Iterator[Step]:
-    """Denoise all canvases; job i uses slot i of the engine. Raises what the engine raises, Cancelled for example."""
+def denoise(
+    engine: Engine, jobs: Sequence[Job], states: dict[int, State] | None = None, meter: DriftMeter | None = None
+) -> Iterator[Step]:
+    """Denoise all canvases; job i uses slot i of the engine. Raises what the engine raises, Cancelled for example.
+
+    states   what the slots hold from earlier, see SessionPool.lend_kept; None = nothing
+    meter    measures the drift of the caches
+    """
+    forward = CachedForward(engine, [job.cache for job in jobs], {} if states is None else states, meter)
     canvases = [job.canvas.apply(job.decoder.start(job.canvas)) for job in jobs]
     memories: list[Any] = [None] * len(jobs)
     live = [index for index, canvas in enumerate(canvases) if len(canvas.masked)]
@@ -76,16 +81,18 @@ def denoise(engine: Engine, jobs: Sequence[Job]) -> Iterator[Step]:
         step += 1
         looks = [jobs[index].decoder.look(canvases[index], step, memories[index]) for index in live]
         requests = [_request(jobs[i], canvases[i], i, step, look) for i, look in zip(live, looks, strict=True)]
-        proposals = engine.propose(requests)
+        answers = forward.propose(requests, [canvases[index] for index in live])
         going_on = []
-        for index, look, proposal in zip(live, looks, proposals, strict=True):
-            turn = Turn(canvases[index], look.rows, _as_asked(proposal, look), step, memories[index])
+        for index, look, answer in zip(live, looks, answers, strict=True):
+            turn = Turn(canvases[index], look.rows, _as_asked(answer.proposal, look), step, memories[index])
             move = jobs[index].decoder.step(turn)
+            if meter is not None:
+                meter.written(index, move.commits)
             canvases[index], memories[index] = turn.canvas.apply(move.commits), move.memory
             stop_reason = _stop_reason(jobs[index], canvases[index], move)
             if stop_reason is None:
                 going_on.append(index)
-            yield Step(index, step, canvases[index], move.commits, stop_reason)
+            yield Step(index, step, canvases[index], move.commits, stop_reason, answer.rows)
         live = going_on
 
 
@@ -114,7 +121,6 @@ def _request(job: Job, canvas: Canvas, slot: int, step: int, look: Look) -> Requ
         attention=job.attention,
         block_length=job.attention_block,
         prefix=job.prefix,
-        compute=job.cache.rows(canvas),
         logit_shift=job.logit_shift,
         temperature=temperature,
         top_k=settings.top_k,

@@ -1,9 +1,9 @@
-"""The one table of decoders and caches: names, sources, defaults, options; and how the settings in force are found.
+"""The one table of decoders: names, sources, defaults, options; and how the settings in force are found.
 
 A value comes from the caller, else from the model record, else from the decoder's row. The record's steps, temperature,
 top_p and threshold were chosen with its own decoder, so they count only where that one is used (or none is named). An
 option that the decoder does not know is refused, and so is what combines badly (REFUSALS). The decoders' code is
-imported when one is made.
+imported when one is made. Caches have a table of their own (cache/table.py).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ..cache.table import cache_settings
 from ..errors import OptionError
 from ..spec import DiffusionSpec
 
 if TYPE_CHECKING:
     from ..options import GenerateOptions
-    from .cache import CachePolicy
     from .decoder import Decoder, Facts
 
 
@@ -69,7 +69,6 @@ DECODERS: dict[str, DecoderRow] = {
     ),
 }
 DEFAULT_DECODER = "random-keep"
-CACHES = {"exact": "cache:Exact"}
 
 _SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}  # every decoder takes these
 _OF_RECORD = ("steps", "threshold", "temperature", "top_p")
@@ -92,6 +91,9 @@ class Settings:
     top_k: int
     top_p: float
     cache: str
+    cache_window: int | None = None
+    cache_refresh: int | None = None
+    report_drift: bool = False
     steps: int | None = None
     threshold: float | None = None
     block_length: int | None = None
@@ -101,12 +103,12 @@ class Settings:
 
     def shown(self) -> dict[str, Any]:
         """The settings for people, without those that the decoder has not."""
-        return {name: value for name, value in asdict(self).items() if value is not None and name != "aligned"}
+        hidden = ("aligned", "report_drift")
+        return {name: value for name, value in asdict(self).items() if value is not None and name not in hidden}
 
 
-_OWN = tuple(  # only where the decoder's row has them
-    each.name for each in fields(Settings) if each.name not in ("decoder", "cache", "aligned", *_SAMPLING)
-)
+_EVERY = ("decoder", "cache", "cache_window", "cache_refresh", "report_drift", "aligned", *_SAMPLING)
+_OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)  # only where the decoder's row has them
 
 
 @dataclass(frozen=True)
@@ -148,24 +150,18 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
     for option, known in row.choices.items():
         if values[option] not in known:
             raise OptionError(f"the decoder {name} knows no {option} {values[option]}, expected {', '.join(known)}")
-    settings = Settings(decoder=name, cache=options.cache, aligned=spec.attention == "block_causal", **values)
+    values.update(cache_settings(options, spec.attention, name, row.traits, values))
+    settings = Settings(decoder=name, aligned=spec.attention == "block_causal", **values)
     for refusal in REFUSALS:
         if refusal.when(settings, row.traits, spec):
             in_blocks = ", ".join(other for other in DECODERS if "blocks" in DECODERS[other].traits)
-            raise OptionError(
-                refusal.reason.format(decoder=name, cache=settings.cache, block_decoders=in_blocks)
-            )
+            raise OptionError(refusal.reason.format(decoder=name, cache=settings.cache, block_decoders=in_blocks))
     return settings
 
 
 def make_decoder(settings: Settings, seed: int, facts: Facts) -> Decoder:
     decoder: Decoder = _load(DECODERS[settings.decoder].place)(settings, seed, facts)
     return decoder
-
-
-def make_cache(settings: Settings) -> CachePolicy:
-    policy: CachePolicy = _load(CACHES[settings.cache])()
-    return policy
 
 
 def _load(place: str) -> Any:

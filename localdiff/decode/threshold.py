@@ -3,7 +3,7 @@
 Fast-dLLM's parallel decoding (arXiv:2505.22618): in the current block each masked position whose proposed token has at
 least the threshold's probability is written; where none has, the likeliest one, so that every step makes progress.
 With factor f the bound depends on how many are written at once: the n surest are where (n + 1)(1 - p_n) < f.
-Its caches are in cache.py.
+Its caches are in cache/around.py.
 """
 
 from __future__ import annotations

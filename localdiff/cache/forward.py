@@ -1,0 +1,107 @@
+"""The forward passes of a batch, each canvas with its cache policy: the way from the loop to the engine.
+
+The loop asks for positions to be scored; here the policies choose the rows, the engine is called once for all, and what
+it then holds is noted. Job i uses slot i. An exact policy begins with what an earlier exact generation left in the
+slot, where that still holds: prompts and conversations are not computed again. Not here: what policies choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import numpy as np
+
+from ..canvas import Canvas, Int32
+from ..engine import Float32, Proposal, Request
+from .drift import DriftMeter
+from .state import CachePolicy, State, View, reach
+
+
+class Engine(Protocol):
+    """What a denoise step needs of engine.Session."""
+
+    def propose(self, requests: Sequence[Request]) -> list[Proposal]: ...
+
+    def logits(self, requests: Sequence[Request]) -> list[Float32]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The proposal for all positions that were to be scored, and how many rows were computed for it."""
+
+    proposal: Proposal
+    rows: int
+
+
+class CachedForward:
+    """states: what the engine's slots hold, kept up to date; see SessionPool.states."""
+
+    def __init__(
+        self, engine: Engine, policies: Sequence[CachePolicy], states: dict[int, State], meter: DriftMeter | None
+    ) -> None:
+        self._engine = engine
+        self._policies = policies
+        self._states = states
+        self._meter = meter
+        self._begun: set[int] = set()
+        self._proposed: dict[int, Proposal] = {}  # slot -> the last proposal for every position, where policies narrow
+        for slot in () if meter is None else meter.slots:
+            states.pop(slot, None)  # it computes there without taking notes
+
+    def propose(self, requests: Sequence[Request], canvases: Sequence[Canvas]) -> list[Answer]:
+        """One forward pass over all canvases. request.compute is chosen here."""
+        asked = [self._narrowed(request, canvas) for request, canvas in zip(requests, canvases, strict=True)]
+        rows = [np.arange(len(each.tokens), dtype=np.int32) if each.compute is None else each.compute for each in asked]
+        for each, computed in zip(asked, rows, strict=True):  # a call that fails leaves them unknown
+            self._states[each.slot] = self._states[each.slot].without(computed)
+        proposals = self._engine.propose(asked)
+        for each, computed in zip(asked, rows, strict=True):
+            if each.positions is None:  # in another order places mean other positions next time
+                state = self._states[each.slot]
+                self._states[each.slot] = state.computed(computed, each.tokens, reach(each), each.step)
+        whole = [self._completed(*each) for each in zip(requests, asked, proposals, strict=True)]
+        if self._meter is not None:
+            self._meter.compare(self._engine, requests, asked, whole)
+        return [Answer(proposal, len(computed)) for proposal, computed in zip(whole, rows, strict=True)]
+
+    def _narrowed(self, request: Request, canvas: Canvas) -> Request:
+        """The request with the rows that the policy chose, scoring those positions whose row is among them."""
+        policy, slot, seen = self._policies[request.slot], request.slot, reach(request)
+        begins = slot not in self._begun
+        self._begun.add(slot)
+        held = self._states.get(slot) if policy.exact or not begins else None
+        if held is None or begins or len(held.token) != len(canvas):  # a canvas may grow and shrink
+            self._states[slot] = (held or State.empty(0)).resumed(request.tokens, seen)
+        source = np.maximum(request.score - 1, 0) if request.logit_shift else request.score
+        last = self._proposed.get(slot)
+        confidence = np.full(len(source), np.nan, np.float32) if last is None else last.probability[request.score]
+        rows = policy.rows(View(canvas, request.score, source, confidence, seen, self._states[slot], request.step))
+        if rows is None:
+            return replace(request, compute=None)
+        if policy.narrows:
+            return replace(request, compute=rows, score=request.score[np.isin(source, rows)])
+        return replace(request, compute=np.union1d(rows, source).astype(np.int32))
+
+    def _completed(self, request: Request, asked: Request, proposal: Proposal) -> Proposal:
+        """`proposal` with what was proposed earlier for the positions that were not scored this time."""
+        if not self._policies[request.slot].narrows:
+            return proposal
+        last = self._proposed.get(request.slot) or _nothing(proposal, len(request.tokens))
+        self._proposed[request.slot] = now = _taken(last, asked.score, proposal)
+        return Proposal(*(getattr(now, field.name)[request.score] for field in fields(Proposal)))
+
+
+def _nothing(like: Proposal, length: int) -> Proposal:
+    """No proposal for `length` positions: probabilities are NaN."""
+    arrays = (getattr(like, field.name) for field in fields(Proposal))
+    return Proposal(*(np.full((length, *a.shape[1:]), -1 if a.dtype.kind == "i" else np.nan, a.dtype) for a in arrays))
+
+
+def _taken(last: Proposal, positions: Int32, proposal: Proposal) -> Proposal:
+    """`last` with a proposal for some positions in place of what stood there."""
+    now = Proposal(*(getattr(last, field.name).copy() for field in fields(Proposal)))
+    for field in fields(Proposal):
+        getattr(now, field.name)[positions] = getattr(proposal, field.name)
+    return now
