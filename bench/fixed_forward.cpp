@@ -1,10 +1,11 @@
 // One fixed forward pass on one thread, through the C interface: what instructions.py counts the instructions of.
 //
-//   fixed_forward MODEL.gguf ISA ROWS
+//   fixed_forward MODEL.gguf ISA ROWS exact|fast
 //
 // Every row is computed, every second one scored. Nothing is timed here.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "localdiff.h"
@@ -20,8 +21,8 @@ void check(ld_status status) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    fprintf(stderr, "usage: fixed_forward MODEL.gguf ISA ROWS\n");
+  if (argc != 5) {
+    fprintf(stderr, "usage: fixed_forward MODEL.gguf ISA ROWS exact|fast\n");
     return 2;
   }
   const int rows = atoi(argv[3]);
@@ -41,6 +42,7 @@ int main(int argc, char** argv) {
   shape.struct_size = sizeof shape;
   shape.slot_length = rows;
   shape.threads = 1;
+  shape.math = strcmp(argv[4], "fast") == 0 ? LD_MATH_FAST : LD_MATH_EXACT;
   check(ld_session_create(model, &shape, &session));
 
   std::vector<int32_t> tokens(rows), score, token(rows);

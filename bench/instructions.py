@@ -3,11 +3,11 @@
 
     bench/instructions.py PROGRAM [--record]         PROGRAM: the built fixed_forward, e.g. build/dev/fixed_forward
 
-Counts one forward pass (a random model of 2 layers of width 256, 32 rows, one thread) per kernel row and type, without
-loading and packing, and compares with bench/results/instructions.json; --record writes that file. Counts depend on the
-compiler, whose name is kept with them; only the same compiler can be compared. Kernel rows that valgrind cannot run
-(AVX-512 for one) are not here. Ends with 1 where a count has grown by more than 2 %, with 77 where valgrind or readelf
-is missing.
+Counts one forward pass (a random model of 2 layers of width 256, 32 rows, one thread) per kernel row, type and
+arithmetic, without loading and packing, and compares with bench/results/instructions.json; --record writes that file.
+Counts depend on the compiler, whose name is kept with them; only the same compiler can be compared. Kernel rows that
+valgrind cannot run (AVX-512 for one) are not here. Ends with 1 where a count has grown by more than 2 %, with 77 where
+valgrind or readelf is missing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ STORED = ROOT / "bench" / "results" / "instructions.json"
 ROWS = 32
 SHAPE = Shape(layers=2, dim=256, vocab=512, context=64)
 ISAS = ("avx2", "scalar")
-TYPES = ("Q4_0", "Q8_0", "F16")
+KINDS = {"Q4_0": ("Q4_0", "exact"), "Q4_0 fast": ("Q4_0", "fast"), "Q8_0": ("Q8_0", "exact"), "F16": ("F16", "exact")}
 TOLERATED = 0.02
 NOT_POSSIBLE = 77  # exit status: this machine lacks a program
 
 
-def count(program: Path, model: Path, isa: str) -> int:
+def count(program: Path, model: Path, isa: str, math: str) -> int:
     """Instructions within ld_session_propose."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--collect-atstart=no",
-                   "--toggle-collect=ld_session_propose", str(program), str(model), isa, str(ROWS)]  # fmt: skip
+                   "--toggle-collect=ld_session_propose", str(program), str(model), isa, str(ROWS), math]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"instructions: {' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
@@ -58,11 +58,11 @@ def compiler(program: Path) -> str:
 def measure(program: Path) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {isa: {} for isa in ISAS}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in TYPES:
-            model = Path(folder) / f"{kind}.gguf"
-            write_random_model(model, SHAPE, kind)
+        for kind, (type_, math) in KINDS.items():
+            model = Path(folder) / f"{type_}.gguf"
+            write_random_model(model, SHAPE, type_)
             for isa in ISAS:
-                counts[isa][kind] = count(program, model, isa)
+                counts[isa][kind] = count(program, model, isa, math)
     return {
         "bench": "instructions",
         "compiler": compiler(program),
@@ -80,7 +80,7 @@ def grown(now: dict[str, Any], stored: dict[str, Any]) -> bool:
         for kind, value in kinds.items():
             before = stored["instructions"].get(isa, {}).get(kind)
             change = value / before - 1 if before else 0.0
-            print(f"{isa:8} {kind:5} {value:>13,}  {f'{change:+.2%}' if before else 'new'}")
+            print(f"{isa:8} {kind:9} {value:>13,}  {f'{change:+.2%}' if before else 'new'}")
             worse |= change > TOLERATED
     return worse
 

@@ -1,6 +1,6 @@
 """Which arithmetic a model's quantised weights are run in: exact, or fast where that costs next to nothing.
 
-Fast arithmetic (csrc/cpu/fold.h) rounds weights and activations once more. What that does to a model cannot be read off
+Fast arithmetic (csrc/cpu/fold.h) is worth its while on some processors only, and rounds weights and activations once more. What that does to a model cannot be read off
 its weights, since outliers of the activations decide, so it is measured: one canvas of a known text with every second
 token masked goes through both, and the mean Kullback-Leibler divergence of the masked rows,
     D = mean_p sum_v P_exact(v | p) * log(P_exact(v | p) / P_fast(v | p))        [nats]
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 BOUND = 0.005  # nats; rounding activations to 8 bits in blocks of 32, as exact arithmetic does, costs some 0.003
 TOKENS = 64  # of the canvas
+FASTER = ("avx512_vnni",)  # kernel rows that gain from it; AVX-VNNI does above 200 rows only, AVX2 loses (bench/LOG.md)
 TEXT = (
     "One morning the old woman looked out of the window and saw that the river had frozen in the night. She put on her "
     "coat, took the little dog under her arm, and went down to the bridge, where three children were already throwing "
@@ -72,6 +73,8 @@ def decide(
     """
     if math != "auto":
         return Arithmetic(math, None, "as asked for")
+    if engine.info.isa not in FASTER:
+        return Arithmetic("exact", None, f"fast arithmetic gains nothing on kernel row {engine.info.isa}")
     if spec is None:
         return Arithmetic("exact", None, "no diffusion record to measure fast arithmetic with")
     try:

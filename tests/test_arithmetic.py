@@ -48,6 +48,12 @@ def test_measured_divergence_is_that_of_the_formula() -> None:
         assert model.arithmetic == Arithmetic("exact", None, "as asked for")
 
 
+needs_gain = pytest.mark.skipif(
+    isa_rows()[0] != ("avx512_vnni", True), reason="no kernel row here gains from fast arithmetic"
+)
+
+
+@needs_gain
 def test_auto_takes_fast_for_the_embedded_model_and_remembers_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -64,6 +70,7 @@ def test_auto_takes_fast_for_the_embedded_model_and_remembers_it(
         assert model.arithmetic == first
 
 
+@needs_gain
 @pytest.mark.parametrize("content", ["{", "[]", '{"x": "y"}', ""])
 def test_a_damaged_cache_is_measured_anew(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -73,10 +80,18 @@ def test_a_damaged_cache_is_measured_anew(content: str, monkeypatch: pytest.Monk
         assert model.arithmetic.divergence is not None
 
 
+@needs_gain
 def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with localdiff.load() as model:
+        assert model.arithmetic.math == "fast"
+
+
+def test_rows_of_kernels_that_gain_nothing_stay_exact() -> None:
+    with localdiff.load(isa="scalar") as model:
+        assert model.arithmetic.math == "exact"
+    with localdiff.load(isa="scalar", math="fast") as model:
         assert model.arithmetic.math == "fast"
 
 

@@ -52,7 +52,7 @@ inline void quantize_groups(const float* x, int k, const Int8Row& row) {
 // less the kind's offset, or without it where they are as_stored.
 template <int kFlip, int kDepth>
 inline void fold_chunk(const PackedTraits& t, bool as_stored, Int8Chunk* chunk) {
-  const int centre = t.bits == 8 ? 0 : (1 << (t.bits - 1)) - (as_stored ? 0 : t.offset);
+  const int shift = 16 - t.bits, centre = t.bits == 8 ? 0 : (1 << (t.bits - 1)) - (as_stored ? 0 : t.offset);
   const float half = fold_half(t), top = 2 * half - 1;
   const int spans = chunk->k / t.span, per_group = kGroup / t.span;
   for (int first = 0; first < spans; first += per_group) {
@@ -78,20 +78,22 @@ inline void fold_chunk(const PackedTraits& t, bool as_stored, Int8Chunk* chunk) 
     }
     for (int span = first; span < last; ++span) {
       const float *scale = chunk->scale + span * kPanel, *minimum = chunk->minimum + span * kPanel;
-      int16_t by[kPanel], plus[kPanel];
+      int16_t by[kDepth * kPanel], plus[kDepth * kPanel];  // as the bytes lie
       for (int c = 0; c < kPanel; ++c) {
         const float unit = scale[c] * inverse[c], b = unit * (256 * half);
-        by[c] = static_cast<int16_t>(__builtin_lrintf(b > 32767.0f ? 32767.0f : b));
         float p = kFoldZero;
         if (t.minimum) p = __builtin_fmaf(minimum[c] * 256.0f, inverse[c], __builtin_fmaf(unit, 256 * half, p));
-        plus[c] = static_cast<int16_t>(__builtin_lrintf(p));
+        for (int i = 0; i < kDepth; ++i) {
+          by[c * kDepth + i] = static_cast<int16_t>(__builtin_lrintf(b > 32767.0f ? 32767.0f : b));
+          plus[c * kDepth + i] = static_cast<int16_t>(__builtin_lrintf(p));
+        }
       }
       uint8_t* q = chunk->q + span * t.span * kPanel;
       for (int i = 0; i < t.span / kDepth; ++i, q += kDepth * kPanel) {
         for (int j = 0; j < kDepth * kPanel; ++j) {
-          const int value = static_cast<int8_t>(q[j]) - centre;
-          const int scaled = (value * (1 << (16 - t.bits)) * by[j / kDepth] + 0x4000) >> 15;
-          q[j] = static_cast<uint8_t>((static_cast<uint32_t>(scaled + plus[j / kDepth]) >> 8) ^ kFlip);
+          const int16_t value = static_cast<int16_t>((static_cast<int8_t>(q[j]) - centre) << shift);
+          const int16_t scaled = static_cast<int16_t>(((value * by[j] >> 14) + 1) >> 1);
+          q[j] = static_cast<uint8_t>(static_cast<uint16_t>(scaled + plus[j]) >> 8) ^ kFlip;
         }
       }
     }
