@@ -1,8 +1,9 @@
 """Which arithmetic a model's quantised weights are run in: exact, or fast where that costs next to nothing.
 
-Fast arithmetic (csrc/cpu/fold.h) is worth its while on some processors only, and rounds weights and activations once more. What that does to a model cannot be read off
-its weights, since outliers of the activations decide, so it is measured: one canvas of a known text with every second
-token masked goes through both, and the mean Kullback-Leibler divergence of the masked rows,
+Fast arithmetic (csrc/cpu/fold.h) is faster on some kernel rows only, and rounds weights and activations once more. What
+that does to a model cannot be read off its weights, since outliers of the activations decide, so it is measured: one
+canvas of a known text with every second token masked goes through both, and the mean Kullback-Leibler divergence of the
+masked rows,
     D = mean_p sum_v P_exact(v | p) * log(P_exact(v | p) / P_fast(v | p))        [nats]
 must stay within BOUND. The answer is kept for the next load, in the user's cache, by the content of the file.
 """
