@@ -100,12 +100,14 @@ struct AttentionLayer {
 };
 
 // One computed row: where its state lives, which places [lo, hi) of the state it sees, and the position it stands for.
-// Place and position differ where tokens are stored in another order than they are read.
+// Place and position differ where tokens are stored in another order than they are read. store_kv adds to drift, where it
+// is not null, 1 - the cosine of the row's values and those they replace.
 struct RowInfo {
   int32_t slot;
   int32_t place;
   int32_t lo, hi;
   int32_t position;  // < ContextShape::slot_length
+  float* drift = nullptr;
 };
 
 // How a router picks experts: scores = softmax or sigmoid of its logits; `bias` is added for the choice alone; where

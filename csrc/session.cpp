@@ -182,9 +182,14 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
     const int32_t position = position_at(canvas, place), window = model_.config().window;
     tokens_.push_back(canvas.tokens[place]);
     positions_.push_back(position);
-    info_.push_back({canvas.slot, place, seen.lo, seen.hi, position});
+    // Values that were never computed have nothing in common with the new ones.
+    float* drift = canvas.value_drift == nullptr ? nullptr : canvas.value_drift + i;
+    if (drift != nullptr) *drift = known[place] ? 0.0f : 1.0f;
+    if (!known[place]) drift = nullptr;
+    info_.push_back({canvas.slot, place, seen.lo, seen.hi, position, drift});
     windowed_.push_back({canvas.slot, place, std::max(seen.lo, place - window),
-                         static_cast<int32_t>(std::min<int64_t>(seen.hi, int64_t{place} + window + 1)), position});
+                         static_cast<int32_t>(std::min<int64_t>(seen.hi, int64_t{place} + window + 1)), position,
+                         drift});
   }
 
   known_before_[0] = 0;
@@ -226,6 +231,8 @@ void Session::run_forward() {
     throw Error(LD_CANCELLED, "cancelled");
   }
   mark(1);
+  for (const RowInfo& info : info_)
+    if (info.drift != nullptr) *info.drift /= static_cast<float>(model_.config().layers);
 }
 
 LinearInput Session::scored_input() {

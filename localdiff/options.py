@@ -55,7 +55,9 @@ class GenerateOptions:
         "which rows are recomputed (default: all, or with block-causal attention those that can have changed)",
         choices=tuple(CACHES),
     )
-    cache_window: int | None = _option("positions around the block, or the surest ones, that are", range=(1, math.inf))
+    cache_window: int | None = _option(
+        "positions that are besides: around the block, the surest or the most changed", range=(1, math.inf)
+    )
     cache_refresh: int | None = _option("steps until all rows are, 0 = never", range=(0, 2**31 - 1))
     report_drift: bool | None = _option("compute everything exactly too and say how far the cache is off")
 

@@ -166,6 +166,57 @@ def test_windows_end_where_they_should(files: Any, length: int) -> None:
     assert worst(engine_logits(files("ModernBERT"), tokens), expected) <= BUDGET
 
 
+class Values(Reference):
+    """Keeps the values of every layer of the last pass."""
+
+    def logits(self, *arguments: Any) -> np.ndarray:
+        self.values: list[np.ndarray] = []
+        return super().logits(*arguments)
+
+    def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        out = super()._linear(x, name)
+        if name.endswith("attn_v"):
+            self.values.append(out)
+        return out
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["SDAR", "Ministral 3"])
+def test_value_drift_is_one_minus_the_cosine_of_old_and_new(files: Any, name: str, isa: str) -> None:
+    length = 24
+    tokens, later = tokens_of(length, 2), tokens_of(length, 2)
+    later[[3, 4, 17]] = [9, 8, 7]
+    reference = Values(files(name))
+    values = []
+    for each in (tokens, later):
+        reference.logits(each, visible_to("full", length))
+        values.append(np.array(reference.values))  # [layers, length, kv_heads * head_dim]
+    lengths = np.linalg.norm(values, axis=-1)
+    expected = 1 - ((values[0] * values[1]).sum(-1) / lengths[0] / lengths[1]).mean(0)
+    rows, none = np.arange(0, length, dtype=np.int32), np.empty(0, np.int32)
+    with File.open(files(name)) as file:
+        session = EngineModel(file, isa=isa).session(slots=2, slot_length=length, threads=2)
+
+        def drift(now: np.ndarray, compute: np.ndarray | None, slot: int = 1) -> np.ndarray:
+            out = np.full(length if compute is None else len(compute), -1, np.float32)
+            session.propose([Request(now, none, slot=slot, compute=compute, value_drift=out)])
+            return out
+
+        assert drift(tokens, None).tolist() == [1.0] * length  # nothing was held
+        np.testing.assert_allclose(drift(tokens, rows), 0, atol=1e-6)
+        np.testing.assert_allclose(drift(later, None), expected, atol=2e-6)
+        drift(tokens, None)
+        some = np.array([3, 9, 17], np.int32)
+        partial = drift(later, some)
+        assert partial[0] > 0.1
+        assert partial[1] < partial[0]
+        assert drift(tokens, None, slot=0).tolist() == [1.0] * length  # slots have their own
+        for wrong in (np.empty(length - 1, np.float32), np.empty(length), np.empty(2 * length, np.float32)[::2]):
+            with pytest.raises(EngineError, match="value_drift"):
+                session.propose([Request(tokens, none, value_drift=wrong)])
+        session.close()
+
+
 # ---- experts ----
 
 

@@ -51,12 +51,15 @@ class Layers(FakeSession):
             for layer in (self._first, self._second):
                 layer[slot] = np.resize(np.append(layer.get(slot, [])[:length], np.full(length, -1)), length)
             first, second = self._first[slot], self._second[slot]
+            before = second.copy()
             first[rows] = request.tokens[rows]
             out = np.zeros((length, VOCAB))
             for row in rows:
                 if np.any(first[: seen[row]] < 0):
                     raise EngineError(f"position {row} sees positions that were never computed")
                 second[row] = hash((row, *first[: seen[row]].tolist())) % 10**9
+            if request.value_drift is not None:  # all or nothing
+                request.value_drift[:] = before[rows] != second[rows]
             for row in rows:
                 out[row] = np.random.default_rng(abs(hash(tuple(second[: seen[row]].tolist())))).normal(0, 2, VOCAB)
             self._rows[slot] = out
@@ -174,6 +177,9 @@ def test_the_fake_notices_what_is_kept_wrongly() -> None:
         # the written token and the two surest of those of the block that are left; a new block has no proposals yet
         ({"cache": "active", "cache_window": 2, "cache_refresh": 0}, [16, 3, 3, 2, 5, 3, 3, 2, 5, 3, 3, 2]),
         ({"cache": "active", "cache_window": 2, "cache_refresh": 6}, [16, 3, 3, 2, 5, 3, 16, 2, 5, 3, 3, 2]),
+        # the block's rows are scored or just written; of the others the first drift 1, as never computed twice
+        ({"cache": "dllm", "cache_window": 2, "cache_refresh": 0}, [16, 6, 5, 4, 7, 6, 5, 4, 7, 6, 5, 4]),
+        ({"cache": "dllm", "cache_window": 99, "cache_refresh": 0}, [16] * 12),
     ],
 )
 def test_rows_of_llada_one_token_at_a_time(options: dict, expected: list[int]) -> None:
@@ -249,16 +255,17 @@ def test_the_cache_in_force_is_shown() -> None:
 # ---- drift ----
 
 
-@pytest.mark.parametrize("cache", ["dual", "dkv", "active", "prefix"])
+@pytest.mark.parametrize("cache", ["dual", "dkv", "active", "prefix", "dllm"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_drift_is_what_a_direct_computation_gives(cache: str, temperature: float) -> None:
-    the_job = job("gg" + "." * 12, shift=True, decoder="llada", cache=cache, temperature=temperature)
+    options = {"cache_window": 2} if cache == "dllm" else {}
+    the_job = job("gg" + "." * 12, shift=True, decoder="llada", cache=cache, temperature=temperature, **options)
     meter = DriftMeter(1)
     events, session = run([the_job], meter=meter)
     plain, _ = run([the_job])
     assert np.array_equal(events[-1].canvas.tokens, plain[-1].canvas.tokens)  # measuring changes nothing
     canvas, distances, differing, replayed = the_job.canvas, [], 0, Layers()
-    asked = [call[0] for call in session.requests[::4]]  # cached, exact, then the logits of both
+    asked = [replace(call[0], value_drift=None) for call in session.requests[::4]]  # cached, exact, two of logits
     for request, event in zip(asked, events, strict=True):
         exact = Layers()
         cached_rows = np.exp(replayed.logits([request])[0].astype(np.float64)[:, :MASK])

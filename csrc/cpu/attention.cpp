@@ -73,6 +73,24 @@ void norm_heads(const VectorKernels& kernels, const Norm& norm, int heads, int h
   for (int h = 0; h < heads; ++h) kernels.produce(input, h, x + h * head_dim);
 }
 
+// Sums of two vectors' products.
+struct Cosine {
+  double dot = 0, old_square = 0, new_square = 0;
+
+  void add(const float* was, const float* is, int n) {
+    for (int i = 0; i < n; ++i) {
+      dot += static_cast<double>(was[i]) * is[i];
+      old_square += static_cast<double>(was[i]) * was[i];
+      new_square += static_cast<double>(is[i]) * is[i];
+    }
+  }
+
+  float distance() const {
+    const double lengths = std::sqrt(old_square * new_square);
+    return lengths > 0 ? static_cast<float>(std::max(0.0, 1 - dot / lengths)) : 0.0f;
+  }
+};
+
 }  // namespace
 
 void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, float* qkv, int stride,
@@ -98,12 +116,16 @@ void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionL
         const float factor = static_cast<float>(1 + rope.temperature * std::log1p(periods));
         for (int i = 0; i < heads_ * head_dim; ++i) q[i] *= factor;
       }
+      Cosine cosine;
       for (int h = 0; h < kv_heads; ++h, k += head_dim, v += head_dim) {
         float* key =
             kv_.head_keys(layer.index, rows[r].slot, h) + place / kKeyPanel * kKeyPanel * head_dim + place % kKeyPanel;
         for (int d = 0; d < head_dim; ++d) key[d * kKeyPanel] = k[d];
-        std::memcpy(kv_.head_values(layer.index, rows[r].slot, h) + place * width, v, sizeof(float) * head_dim);
+        float* values = kv_.head_values(layer.index, rows[r].slot, h) + place * width;
+        if (rows[r].drift != nullptr) cosine.add(values, v, head_dim);
+        std::memcpy(values, v, sizeof(float) * head_dim);
       }
+      if (rows[r].drift != nullptr) *rows[r].drift += cosine.distance();
     }
   });
 }

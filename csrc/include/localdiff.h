@@ -207,6 +207,9 @@ typedef struct ld_canvas {
    * and position embeddings follow it; attention, compute and score count places), each less than slot_length; NULL = the
    * same order. Not with logit_shift, nor for models with windows. */
   const int32_t *positions;
+  /* result or NULL: [n_compute], [length] where compute is NULL. How far the values of each computed row are from those
+   * held before: 1 - cosine, mean over the layers; 1 where none were held. */
+  float *value_drift;
 } ld_canvas;
 
 /* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees

@@ -11,24 +11,18 @@ from __future__ import annotations
 import numpy as np
 
 from ..canvas import Int32
-from ..decode.table import Settings
+from ..decode.decoder import stated
 from .delayed import refresh_due
-from .state import View
+from .state import CachePolicy, View
 
 
-class Active:
-    exact = False
+class Active(CachePolicy):
     narrows = True
 
-    def __init__(self, settings: Settings) -> None:
-        assert settings.cache_window is not None
-        assert settings.cache_refresh is not None
-        self._window, self._refresh = settings.cache_window, settings.cache_refresh
-
     def rows(self, view: View) -> Int32 | None:
-        if refresh_due(view, self._refresh):
+        if refresh_due(view, stated(self.settings.cache_refresh)):
             return None
         never = np.isnan(view.confidence)  # a position that has no proposal to keep
-        count = max(self._window, int(never.sum()))
+        count = max(stated(self.settings.cache_window), int(never.sum()))
         surest = np.argsort(np.where(never, -np.inf, -view.confidence), kind="stable")[:count]
         return np.union1d(np.flatnonzero(view.stale), view.source[surest]).astype(np.int32)

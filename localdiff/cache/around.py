@@ -12,21 +12,14 @@ import numpy as np
 
 from ..canvas import Int32
 from ..decode.blocks import blocks
-from ..decode.table import Settings
-from .state import View
+from ..decode.decoder import stated
+from .state import CachePolicy, View
 
 
-class _Around:
-    exact = False
-    narrows = False
-
-    def __init__(self, settings: Settings) -> None:
-        assert settings.block_length is not None
-        self._cut = (settings.block_length, settings.aligned)
-        self._window = settings.cache_window or 0
-
+class _Around(CachePolicy):
     def rows(self, view: View) -> Int32 | None:
-        current = [b for b in blocks(view.canvas, *self._cut) if np.isin(view.score, b, assume_unique=True).any()]
+        cut = stated(self.settings.block_length), self.settings.aligned
+        current = [b for b in blocks(view.canvas, *cut) if np.isin(view.score, b, assume_unique=True).any()]
         begin, end = int(current[0][0]), int(current[-1][-1]) + 1
         stale = view.stale
         if stale[:begin].any() or stale[end:].any():
@@ -46,4 +39,5 @@ class Vicinity(_Around):
     """dual is the vicinity without a window."""
 
     def _span(self, begin: int, end: int, length: int) -> tuple[int, int]:
-        return max(0, begin - self._window), min(length, end + self._window)
+        window = self.settings.cache_window or 0
+        return max(0, begin - window), min(length, end + window)

@@ -11,16 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..canvas import Int32
-from ..decode.table import Settings
-from .state import View
+from .state import CachePolicy, View
 
 
-class Block:
+class Block(CachePolicy):
     exact = True
-    narrows = False
-
-    def __init__(self, settings: Settings) -> None:
-        """It has no parameters."""
 
     def rows(self, view: View) -> Int32:
         stale = np.flatnonzero(view.stale)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..canvas import MASKED, Int32
-from ..decode.table import Settings
-from .state import View
+from ..decode.decoder import stated
+from .state import CachePolicy, View
 
 
 def refresh_due(view: View, interval: int) -> bool:
@@ -18,15 +18,8 @@ def refresh_due(view: View, interval: int) -> bool:
     return not view.state.known.all() or 0 < interval <= view.step - view.full_pass
 
 
-class Delayed:
-    exact = False
-    narrows = False
-
-    def __init__(self, settings: Settings) -> None:
-        assert settings.cache_refresh is not None
-        self._refresh = settings.cache_refresh
-
+class Delayed(CachePolicy):
     def rows(self, view: View) -> Int32 | None:
-        if refresh_due(view, self._refresh):
+        if refresh_due(view, stated(self.settings.cache_refresh)):
             return None
         return np.flatnonzero((view.canvas.state == MASKED) | view.stale).astype(np.int32)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from ..decode.table import Settings
-from .state import View
+from .state import CachePolicy, View
 
 
-class Exact:
+class Exact(CachePolicy):
     exact = True
-    narrows = False
-
-    def __init__(self, settings: Settings) -> None:
-        """It has no parameters."""
 
     def rows(self, view: View) -> None:
         return None

@@ -60,7 +60,10 @@ class CachedForward:
         for each, computed in zip(asked, rows, strict=True):
             if each.positions is None:  # in another order places mean other positions next time
                 state = self._states[each.slot]
-                self._states[each.slot] = state.computed(computed, each.tokens, reach(each), each.step)
+                state = state.computed(computed, each.tokens, reach(each), each.step)
+                self._states[each.slot] = (
+                    state if each.value_drift is None else state.drifted(computed, each.value_drift)
+                )
         whole = [self._completed(*each) for each in zip(requests, asked, proposals, strict=True)]
         if self._meter is not None:
             self._meter.compare(self._engine, requests, asked, whole)
@@ -79,10 +82,12 @@ class CachedForward:
         confidence = np.full(len(source), np.nan, np.float32) if last is None else last.probability[request.score]
         rows = policy.rows(View(canvas, request.score, source, confidence, seen, self._states[slot], request.step))
         if rows is None:
-            return replace(request, compute=None)
-        if policy.narrows:
-            return replace(request, compute=rows, score=request.score[np.isin(source, rows)])
-        return replace(request, compute=np.union1d(rows, source).astype(np.int32))
+            narrowed = replace(request, compute=None)
+        elif policy.narrows:
+            narrowed = replace(request, compute=rows, score=request.score[np.isin(source, rows)])
+        else:
+            narrowed = replace(request, compute=np.union1d(rows, source).astype(np.int32))
+        return _measured(narrowed, policy)
 
     def _completed(self, request: Request, asked: Request, proposal: Proposal) -> Proposal:
         """`proposal` with what was proposed earlier for the positions that were not scored this time."""
@@ -91,6 +96,14 @@ class CachedForward:
         last = self._proposed.get(request.slot) or _nothing(proposal, len(request.tokens))
         self._proposed[request.slot] = now = _taken(last, asked.score, proposal)
         return Proposal(*(getattr(now, field.name)[request.score] for field in fields(Proposal)))
+
+
+def _measured(request: Request, policy: CachePolicy) -> Request:
+    """The request, asking for the drift of the values where the policy looks at it."""
+    if not policy.measures:
+        return request
+    rows = len(request.tokens) if request.compute is None else len(request.compute)
+    return replace(request, value_drift=np.empty(rows, np.float32))
 
 
 def _nothing(like: Proposal, length: int) -> Proposal:

@@ -8,13 +8,16 @@ Records are immutable. Not here: the policies, calls of the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..canvas import Canvas, Int32
 from ..engine import Float32, Request
+
+if TYPE_CHECKING:
+    from ..decode.table import Settings
 
 NEVER = -1
 
@@ -26,16 +29,18 @@ class State:
     token        NEVER where the engine holds nothing
     reach        the end of what its row saw, see reach()
     step         number of the denoise step; 0 = an earlier generation
+    drift        float32 [length] how far its values moved when it was last computed (Request.value_drift), 1 = unknown
     """
 
     token: Int32
     reach: Int32
     step: Int32
+    drift: Float32
 
     @staticmethod
     def empty(length: int) -> State:
         never = np.full(length, NEVER, np.int32)
-        return State(never, never, np.zeros(length, np.int32))
+        return State(never, never, np.zeros(length, np.int32), np.ones(length, np.float32))
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
@@ -55,6 +60,11 @@ class State:
         token = self.token.copy()
         token[rows] = NEVER
         return replace(self, token=token)
+
+    def drifted(self, rows: Int32, drift: Float32) -> State:
+        now = self.drift.copy()
+        now[rows] = drift
+        return replace(self, drift=now)
 
     def computed(self, rows: Int32, tokens: Int32, reach: Int32, step: int) -> State:
         """After `rows` were computed from `tokens`."""
@@ -95,16 +105,25 @@ class View:
         return int(self.state.step.min())
 
 
-class CachePolicy(Protocol):
-    """exact: the result is that of recomputing everything; narrows: scored positions whose row is not among the
-    chosen ones keep what was proposed for them earlier (else their rows are computed, whatever rows() says)."""
+class CachePolicy:
+    """The defaults of all policies.
 
-    exact: bool
-    narrows: bool
+    exact     the result is that of recomputing everything
+    narrows   scored positions whose row is not among the chosen ones keep what was proposed for them earlier; else
+              their rows are computed, whatever rows() says
+    measures  it looks at State.drift
+    """
+
+    exact: ClassVar[bool] = False
+    narrows: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def rows(self, view: View) -> Int32 | None:
         """The positions to recompute in the coming forward pass, ascending; None = all."""
-        ...
+        raise NotImplementedError
 
 
 def reach(request: Request) -> Int32:

@@ -47,6 +47,13 @@ CACHES: dict[str, CacheRow] = {
     "dkv": CacheRow(
         "delayed:Delayed", "dKV-Cache, arXiv:2505.15781", _BOTH_WAYS, ("places", "masked"), {"cache_refresh": 8}
     ),
+    "dllm": CacheRow(
+        "drifting:Drifting",
+        "dLLM-Cache, arXiv:2506.06295",
+        _BOTH_WAYS,
+        ("places", "masked"),
+        {"cache_window": 32, "cache_refresh": 8},
+    ),
     "active": CacheRow(
         "active:Active", "own", _BOTH_WAYS, ("places", "masked", "confidence"), {"cache_window": 16, "cache_refresh": 8}
     ),

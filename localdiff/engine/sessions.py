@@ -35,6 +35,8 @@ class Request:
     forbidden    int32 tokens that are never proposed
     alternatives how many of the likeliest tokens to report, 0..64
     positions    int32 [length] the position each token stands for, where the order of storage differs; None = the same
+    value_drift  float32 [rows computed], filled by the call: how far the values of each are from those held before, 1 -
+                 cosine, mean over the layers; 1 where none were held; None = not asked
     """
 
     tokens: Int32
@@ -54,6 +56,7 @@ class Request:
     forbidden: Int32 | None = None
     alternatives: int = 0
     positions: Int32 | None = None
+    value_drift: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def _canvases(requests: Sequence[Request]) -> tuple[Any, list[Any]]:
     """The C structs of the requests, and the arrays that must live as long as they are used."""
     if not requests:
         raise EngineError("no canvases in the call, expected at least one")
-    canvases, keep = ffi.new("ld_canvas[]", len(requests)), []
+    canvases = ffi.new("ld_canvas[]", len(requests))
+    keep: list[Any] = []
 
     def pointer(name: str, values: Any) -> tuple[Any, int]:
         array = _int32(name, values)
@@ -187,6 +191,11 @@ def _canvases(requests: Sequence[Request]) -> tuple[Any, list[Any]]:
             canvas.positions, size = pointer("positions", request.positions)
             if size != canvas.length:
                 raise EngineError(f"positions has {size} values, expected one for each of the {canvas.length} tokens")
+        if request.value_drift is not None:
+            rows = canvas.length if request.compute is None else canvas.n_compute
+            _check_floats("value_drift", request.value_drift, rows)
+            keep.append(request.value_drift)
+            canvas.value_drift = ffi.cast("float *", request.value_drift.ctypes.data)
         canvas.attention = _choice("attention", request.attention, ATTENTION)
         canvas.scores_from = _choice("scores_from", request.scores_from, SCORES)
         canvas.logit_shift = int(request.logit_shift)
@@ -205,6 +214,13 @@ def _int32(name: str, values: Any) -> Int32:
     if array.dtype != np.int32 and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
         raise EngineError(f"{name} holds {array.min()} to {array.max()}, expected 32-bit integers")
     return np.ascontiguousarray(array, np.int32)
+
+
+def _check_floats(name: str, array: Any, size: int) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.carray:
+        raise EngineError(f"{name} is not a contiguous, writable float32 array")
+    if array.shape != (size,):
+        raise EngineError(f"{name} has shape {list(array.shape)}, expected one value for each of the {size} rows")
 
 
 def _choice(name: str, value: str, known: Mapping[str, int]) -> int:
