@@ -230,6 +230,7 @@ def test_active_scores_only_what_it_computes() -> None:
         ("full", {"cache": "dual", "decoder": "topk"}, "denoises no block at a time"),
         ("full", {"cache": "dkv", "decoder": "topk"}, "topk: it looks at written positions again"),
         ("full", {"cache": "active", "decoder": "random-keep"}, "random-keep: it writes positions whatever"),
+        ("full", {"cache": "active", "decoder": "llada", "order": "random"}, "llada: it writes positions whatever"),
         ("full", {"cache": "dual", "decoder": "llada", "cache_window": 3}, "no option cache_window; it takes no opt"),
         ("full", {"cache": "dkv", "cache_window": 3}, "dkv has no option cache_window; it takes cache_refresh"),
         ("full", {"cache_refresh": 3}, "the cache exact has no option cache_refresh"),

@@ -55,7 +55,11 @@ CACHES: dict[str, CacheRow] = {
         {"cache_window": 32, "cache_refresh": 8},
     ),
     "active": CacheRow(
-        "active:Active", "own", _BOTH_WAYS, ("places", "masked", "confidence"), {"cache_window": 16, "cache_refresh": 8}
+        "active:Active",
+        "own",
+        _BOTH_WAYS,
+        ("places", "masked", "confidence", "fresh"),
+        {"cache_window": 16, "cache_refresh": 8},
     ),
 }
 
@@ -80,8 +84,12 @@ _NEEDS: dict[str, tuple[Lacks, str]] = {
         "looks at written positions again, so every row would be computed all the same",
     ),
     "confidence": (
-        lambda decoder, traits, takes: decoder == "random-keep" or takes.get("order") in ("random", "origin"),
+        lambda decoder, traits, takes: decoder in ("random-keep", "mdlm") or takes.get("order") == "random",
         "writes positions whatever their confidence, so none is likelier to be next",
+    ),
+    "fresh": (
+        lambda decoder, traits, takes: decoder in ("klass", "credit"),
+        "compares the proposals of one pass with those of the next, and kept ones would look sure and steady",
     ),
 }
 _WHY_NOT = {
