@@ -340,6 +340,34 @@ ld_status ld_session_timings(const ld_session* session, ld_timings* out) {
   });
 }
 
+ld_status ld_session_observe(ld_session* session, int32_t on) {
+  return guard([&] {
+    require(on == 0 || on == 1, "on must be 0 or 1");
+    Owner owner(session);
+    session->session->observe(on != 0);
+  });
+}
+
+uint64_t ld_session_observation_count(const ld_session* session) {
+  return session == nullptr ? 0 : session->session->observations().size();
+}
+
+ld_status ld_session_observation(const ld_session* session, uint64_t index, ld_observation* out) {
+  return guard([&] {
+    require(session != nullptr, "session is NULL");
+    const auto& observations = session->session->observations();
+    if (index >= observations.size())
+      throw Error(LD_INVALID, text("observation %llu does not exist, there are %zu", (unsigned long long)index,
+                                   observations.size()));
+    const ld::Multiplied& tensor = session->session->observed_tensor(index);
+    const auto& found = observations[index];
+    write_struct<ld_observation>("ld_observation",
+                                 {0, static_cast<int32_t>(tensor.matrices.size()), static_cast<uint64_t>(tensor.k),
+                                  tensor.name.c_str(), found.squares.data(), found.rows.data()},
+                                 out);
+  });
+}
+
 ld_status ld_measure_peak(const char* isa, int32_t threads, double seconds, ld_peak* out) {
   return guard([&] {
     require(threads >= 0 && threads <= 1024, "threads must be 0 to 1024");

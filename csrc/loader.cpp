@@ -219,8 +219,11 @@ const Weight* Loader::matrix(const std::string& name, int rows, int columns, Use
   check_shape(*tensor, rows, columns);
   if (declaring_) return nullptr;
   const Weight* weight = pack(*tensor, use);
-  // The packed copy replaces the file's; a table that shares the tensor reads the rows that it needs again.
-  if (use == Use::multiply) file_.forget(*tensor);
+  if (use == Use::multiply) {
+    // The packed copy replaces the file's; a table that shares the tensor reads the rows that it needs again.
+    file_.forget(*tensor);
+    model_.multiplied_.push_back({name, columns, {weight}});
+  }
   return weight;
 }
 
@@ -234,7 +237,9 @@ const Weight* Loader::float_matrix(const std::string& name, int rows, int column
   if (tensor == nullptr) return nullptr;
   check_shape(*tensor, rows, columns);
   if (declaring_) return nullptr;
-  return pack_floats(name, rows, columns, decode(*tensor));
+  const Weight* weight = pack_floats(name, rows, columns, decode(*tensor));
+  model_.multiplied_.push_back({name, columns, {weight}});
+  return weight;
 }
 
 const Weight* Loader::pack_floats(const std::string& name, int rows, int columns, const std::vector<float>& values) {
@@ -265,6 +270,7 @@ void Loader::slices(const std::string& name, int count, int rows, int columns, s
     out->push_back(pack(slice, Use::multiply));
     file_.forget(slice);
   }
+  model_.multiplied_.push_back({name, columns, {out->end() - count, out->end()}});
 }
 
 const float* Loader::vector(const std::string& name, int length, bool optional) {

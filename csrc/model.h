@@ -60,6 +60,13 @@ struct OutputHead {
   Linear decoder;
 };
 
+// A tensor of the file that inputs are multiplied with: one matrix, or one per expert.
+struct Multiplied {
+  std::string name;
+  int k;
+  std::vector<const Weight*> matrices;
+};
+
 class Model {
  public:
   // `file` must outlive the model: embeddings are looked up in its bytes. The adapters are copied.
@@ -77,6 +84,7 @@ class Model {
   const Norm& embedding_norm() const { return embedding_norm_; }
   const std::vector<Layer>& layers() const { return layers_; }
   const OutputHead& head() const { return head_; }
+  const std::vector<Multiplied>& multiplied() const { return multiplied_; }
   uint64_t parameters() const { return parameters_; }
   uint64_t weight_bytes() const;
   // Tensors of the file that nothing here needs, as a sentence for people; empty where all are used.
@@ -99,6 +107,7 @@ class Model {
   Norm embedding_norm_{};
   std::vector<Layer> layers_;
   OutputHead head_;
+  std::vector<Multiplied> multiplied_;
   std::string skipped_;
 };
 

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <unordered_map>
 
 #include "gguf.h"
 
@@ -160,6 +161,13 @@ struct ScoreRow {
   float* alternative_probability;
 };
 
+// Where the inputs of observed weights are added up, host memory: squares by column, and how many rows there were.
+struct ObservedSums {
+  double* squares;  // [k]
+  uint64_t* rows;
+};
+using Observed = std::unordered_map<const Weight*, ObservedSums>;
+
 // What the weights of a device take, bytes.
 struct Footprint {
   size_t weights;  // pages of packed matrices
@@ -195,6 +203,9 @@ struct Ops {
   void (*destroy)(Context*);
   float* (*buffer)(Context*, Buffer);
   int (*threads)(const Context*);
+  // From now on adds what linear layers read of the observed weights to their sums, in float64 and the order of the rows;
+  // null = no more. The map outlives the observing. May allocate and throw.
+  void (*observe)(Context*, const Observed*);
 
   // out[r] = table[ids[r]], or += when add; ids null: row 0 for all.
   void (*embed)(Context*, const Weight* table, const int32_t* ids, int rows, bool add, float* out);

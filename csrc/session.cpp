@@ -235,6 +235,22 @@ void Session::run_forward() {
     if (info.drift != nullptr) *info.drift /= static_cast<float>(model_.config().layers);
 }
 
+void Session::observe(bool on) {
+  model_.ops().observe(context_, nullptr);
+  observed_.clear();
+  observations_.clear();
+  if (!on) return;
+  for (const Multiplied& tensor : model_.multiplied()) {
+    const size_t matrices = tensor.matrices.size();
+    Observation& made = observations_.emplace_back();
+    made.squares.resize(matrices * tensor.k);
+    made.rows.resize(matrices);
+    for (size_t i = 0; i < matrices; i++)
+      observed_[tensor.matrices[i]] = {&made.squares[i * tensor.k], &made.rows[i]};  // stays: vectors keep their memory
+  }
+  model_.ops().observe(context_, &observed_);
+}
+
 LinearInput Session::scored_input() {
   return head_input(model_, context_, pick_.data(), static_cast<int>(pick_.size()));
 }

@@ -35,6 +35,15 @@ class Session {
   void logits(const ld_canvas* canvases, int n_canvases, float* out);
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
   const Timings& timings() const { return timings_; }
+
+  // See ld_session_observe. One observation for each of the model's multiplied tensors.
+  struct Observation {
+    std::vector<double> squares;  // [matrices, k]
+    std::vector<uint64_t> rows;   // [matrices]
+  };
+  void observe(bool on);
+  const std::vector<Observation>& observations() const { return observations_; }
+  const Multiplied& observed_tensor(size_t index) const { return model_.multiplied()[index]; }
   int threads() const { return model_.ops().threads(context_); }
 
  private:
@@ -49,6 +58,8 @@ class Session {
   Context* context_;
   std::atomic<bool> cancel_{false};
   Timings timings_;
+  std::vector<Observation> observations_;  // empty while nothing is observed
+  Observed observed_;
 
   // One forward pass; capacity reserved at creation, so that a step allocates nothing.
   std::vector<int32_t> tokens_, positions_, pick_;  // [rows], [rows], [score rows]

@@ -28,7 +28,7 @@ def atomic_file(
     overwrite  False refuses an existing target, before and after the writing
     raises     OptionError for a target that cannot be written, ModelFileError when the disk refuses
     """
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     _remove_stale(target)
     temporary, descriptor = _create(target)
     try:
@@ -49,7 +49,8 @@ def atomic_file(
         os.close(descriptor)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool = True) -> None:
+    """Raise OptionError where atomic_file() could not write `target`; for asking before long work."""
     if not target.parent.is_dir():
         raise OptionError(f"{target}: its folder does not exist; create it first")
     if target.is_dir():

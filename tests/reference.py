@@ -39,7 +39,7 @@ def activate(kind: str, x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-x))
     if kind == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+    return x * 0.5 * (1 + np.vectorize(erf, otypes=[float])(x / np.sqrt(2)))
 
 
 class Reference:
@@ -87,8 +87,10 @@ class Reference:
         """From the last normed rows [rows, dim] to logits [rows, vocab]."""
         if "mlm_dense.weight" in self.tensors:
             x = self._norm(activate(self.axes["act"], self._linear(x, "mlm_dense")), "mlm_norm")
-        matrix = "output" if "output.weight" in self.tensors else "token_embd"
-        return x @ self.tensors[matrix + ".weight"].T + self.tensors.get("output.bias", 0.0)
+        return self._output(x, "output.weight" if "output.weight" in self.tensors else "token_embd.weight")
+
+    def _output(self, x: np.ndarray, matrix: str) -> np.ndarray:
+        return x @ self.tensors[matrix].T + self.tensors.get("output.bias", 0.0)
 
     def _attention(
         self, block: str, h: np.ndarray, visible: np.ndarray, positions: np.ndarray, local: bool

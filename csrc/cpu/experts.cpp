@@ -129,8 +129,18 @@ void ExpertBuffers::multiply(Pool& pool, const LinearScratch& linear, const Pack
   });
 }
 
+void ExpertBuffers::observe(Observer* observer, std::initializer_list<const Weight* const*> matrices,
+                            const LinearInput& input, int row0, int first, int last) const {
+  if (!observer->active()) return;
+  for (int e = 0; e < count_; ++e) {
+    const int begin = std::max(begins_[e], first), end = std::min(begins_[e + 1], last);
+    for (const Weight* const* matrix : matrices)
+      if (begin < end) observer->add(input, row0 + begin - first, end - begin, {&matrix[e], 1});
+  }
+}
+
 void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear, const LinearInput& input, int rows,
-                        const PackedExperts& experts, float* y) {
+                        const PackedExperts& experts, Observer* observer, float* y) {
   const PackedOutput router{experts.router, nullptr, logits_, count_, false};
   ld::linear(row, pool, linear, input, rows, &router, 1);
   choose(pool, experts, rows);
@@ -146,6 +156,7 @@ void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear,
   for (int first = 0; first < rows * used_; first += slab_) {
     const int last = std::min(first + slab_, rows * used_);
     prepare(row, pool, linear, gathered, first, last - first, as_int8, as_float);
+    observe(observer, {experts.gate, experts.up}, gathered, first, first, last);
     multiply(pool, *linear, experts, {experts.gate, experts.up}, first, last, hidden_, hidden_width_,
              hidden_width_ / 2);
     const LinearInput product{hidden_,
@@ -156,6 +167,7 @@ void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear,
                               experts.activation,
                               hidden_ + hidden_width_ / 2};
     prepare(row, pool, linear, product, 0, last - first, down.traits().integer, !down.traits().integer);
+    observe(observer, {experts.down}, product, 0, first, last);
     multiply(pool, *linear, experts, {experts.down}, first, last, out_, width_, 0);
 
     pool.parallel((rows + kSumRows - 1) / kSumRows, [&](int task, int) {

@@ -6,6 +6,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/gemm.h"
+#include "cpu/observer.h"
 #include "cpu/pool.h"
 
 namespace ld {
@@ -32,9 +33,9 @@ class ExpertBuffers {
   // Nothing is taken where shape.experts is 0.
   ExpertBuffers(Arena* arena, const ContextShape& shape, int threads);
 
-  // See Ops::experts. `linear` holds at least pair_rows(shape) prepared rows.
+  // See Ops::experts. `linear` holds at least pair_rows(shape) prepared rows; `observer` is told what experts read.
   void run(const KernelRow& row, Pool& pool, LinearScratch* linear, const LinearInput& input, int rows,
-           const PackedExperts& experts, float* y);
+           const PackedExperts& experts, Observer* observer, float* y);
 
  private:
   void choose(Pool& pool, const PackedExperts& experts, int rows);
@@ -42,6 +43,10 @@ class ExpertBuffers {
   void multiply(Pool& pool, const LinearScratch& linear, const PackedExperts& experts,
                 std::initializer_list<const Weight* const*> matrices, int first, int last, float* out, ptrdiff_t stride,
                 ptrdiff_t matrix_stride);
+
+  // Pairs [first, last) of an input whose row `row0` is the first of them, expert by expert.
+  void observe(Observer* observer, std::initializer_list<const Weight* const*> matrices, const LinearInput& input,
+               int row0, int first, int last) const;
 
   int count_, used_;
   int slab_;                        // pairs at a time

@@ -13,6 +13,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/experts.h"
+#include "cpu/observer.h"
 #include "cpu/peak.h"
 #include "cpu/propose.h"
 #include "error.h"
@@ -102,13 +103,17 @@ struct Context {
         pool(threads_of(shape)),
         memory(layout_bytes(shape, pool.threads())),
         layout(Arena(memory.data()), shape, pool.threads()),
-        linear(shape.math, pair_rows(shape), shape.max_k, pool.threads(), layout.linear_memory) {}
+        linear(shape.math, pair_rows(shape), shape.max_k, pool.threads(), layout.linear_memory),
+        observer(kernel_row, &pool),
+        max_k(shape.max_k) {}
 
   const KernelRow* row;
   Pool pool;
   Memory memory;
   Layout layout;
   LinearScratch linear;
+  Observer observer;
+  int max_k;
 };
 
 namespace {
@@ -191,6 +196,8 @@ float* buffer(Context* context, Buffer which) { return context->layout.buffers[s
 
 int threads(const Context* context) { return context->pool.threads(); }
 
+void observe(Context* context, const Observed* sums) { context->observer.observe(sums, context->max_k); }
+
 void embed(Context* context, const Weight* weight, const int32_t* ids, int rows, bool add, float* out) {
   const Tensor& table = weight->table;
   const size_t width = table.columns(), block = table.type->block, block_bytes = table.type->block_bytes;
@@ -217,11 +224,14 @@ void embed(Context* context, const Weight* weight, const int32_t* ids, int rows,
 void linear(Context* context, const LinearInput& input, int rows, const LinearOutput* outputs, int n_outputs) {
   for (int first = 0; first < n_outputs; first += kOutputs) {
     PackedOutput packed[kOutputs];
+    const Weight* weights[kOutputs];
     const int count = std::min(kOutputs, n_outputs - first);
     for (int i = 0; i < count; ++i) {
       const LinearOutput& o = outputs[first + i];
       packed[i] = {o.weight->matrix.get(), o.bias, o.y, o.stride, o.add};
+      weights[i] = o.weight;
     }
+    if (context->observer.active()) context->observer.add(input, 0, rows, {weights, static_cast<size_t>(count)});
     linear(*context->row, context->pool, &context->linear, input, rows, packed, count);
   }
 }
@@ -246,7 +256,9 @@ void experts(Context* context, const LinearInput& input, int rows, const Experts
   auto matrix = [](const Weight* weight) -> const PackedMatrix& { return *weight->matrix; };
   const PackedExperts packed = {which.rule, which.count, which.router->matrix.get(), which.bias, which.gate,
                                 which.up,   which.down,  which.activation,           matrix};
-  context->layout.experts.run(*context->row, context->pool, &context->linear, input, rows, packed, y);
+  if (context->observer.active()) context->observer.add(input, 0, rows, {&which.router, 1});
+  context->layout.experts.run(*context->row, context->pool, &context->linear, input, rows, packed, &context->observer,
+                              y);
 }
 
 void store_kv(Context* context, const AttentionLayer& layer, float* qkv, int stride, const RowInfo* rows, int n_rows) {
@@ -260,11 +272,13 @@ void attention(Context* context, const AttentionLayer& layer, const float* qkv, 
 
 int propose(Context* context, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
             int rows) {
+  if (context->observer.active()) context->observer.add(input, 0, rows, {&head, 1});
   return context->layout.head.propose(*context->row, context->pool, &context->linear, input, *head->matrix, bias, score,
                                       rows);
 }
 
 int logits(Context* context, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
+  if (context->observer.active()) context->observer.add(input, 0, rows, {&head, 1});
   return context->layout.head.logits(*context->row, context->pool, &context->linear, input, *head->matrix, bias, rows,
                                      out);
 }
@@ -272,9 +286,10 @@ int logits(Context* context, const LinearInput& input, int rows, const Weight* h
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,   close,          isa,     measure_peak, pack,      release, weight_bytes,
-                          footprint, upload, release_vector, plan,    create,       destroy,   buffer,  threads,
-                          embed,     linear, apply,          experts, store_kv,     attention, propose, logits};
+  static const Ops ops = {"cpu",     open,   close,          isa,   measure_peak, pack,     release,   weight_bytes,
+                          footprint, upload, release_vector, plan,  create,       destroy,  buffer,    threads,
+                          observe,   embed,  linear,         apply, experts,      store_kv, attention, propose,
+                          logits};
   return ops;
 }
 

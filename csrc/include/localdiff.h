@@ -231,6 +231,24 @@ typedef struct ld_timings {
 } ld_timings;
 LD_API ld_status ld_session_timings(const ld_session *session, ld_timings *out);
 
+/* What the matrices of a model read while a session ran: how much an error in each of their columns costs. */
+typedef struct ld_observation {
+  uint32_t struct_size;
+  int32_t matrices;        /* that the tensor holds: its experts, else 1 */
+  uint64_t columns;
+  const char *name;        /* of the tensor */
+  const double *squares;   /* [matrices][columns] sums of the squares of their inputs */
+  const uint64_t *rows;    /* [matrices] how many inputs were added up */
+} ld_observation;
+
+/* From now on (on = 1) forward passes add to sums that begin at 0, in an order that threads and the division of rows over
+ * calls do not change; on = 0 ends it and gives the sums up. A call that fails leaves them incomplete. */
+LD_API ld_status ld_session_observe(ld_session *session, int32_t on);
+/* How many tensors are observed. */
+LD_API uint64_t ld_session_observation_count(const ld_session *session);
+/* What was added up for one of them; the pointers are valid until the next ld_session_observe or ld_session_free. */
+LD_API ld_status ld_session_observation(const ld_session *session, uint64_t index, ld_observation *out);
+
 /* What this machine can do at best with a kernel row, all threads together: the ceilings that speeds are compared with. */
 typedef struct ld_peak {
   uint32_t struct_size;

@@ -21,6 +21,7 @@ COMMANDS = {  # name, also of the module -> help
     "infill": "fill the holes of a text",
     "convert": "make a GGUF file from a checkpoint",
     "quantize": "make a GGUF file smaller",
+    "imatrix": "gather an importance matrix for quantize",
     "adapt": "train an autoregressive checkpoint into a diffusion model",
     "bench": "measure the speed of a model on this machine",
     "info": "show what a GGUF file holds",

@@ -10,7 +10,7 @@ from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_v
 from .files import File, Metadata, TensorInfo
 from .models import EngineModel, ModelInfo, ModelMemory
 from .quantiser import can_quantize, quantize
-from .sessions import Proposal, Request, Session, Timings
+from .sessions import Observation, Proposal, Request, Session, Timings
 
 __all__ = [
     "PACKAGE",
@@ -21,6 +21,7 @@ __all__ = [
     "Metadata",
     "ModelInfo",
     "ModelMemory",
+    "Observation",
     "Peak",
     "Proposal",
     "Request",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .._abi import ffi
 from ..errors import EngineError, OptionError
-from .binding import Closable, Float32, Handle, Int32, check, count_of, library, new_struct
+from .binding import Closable, Float32, Handle, Int32, check, count_of, library, new_struct, text_of
 
 if TYPE_CHECKING:
     from .models import EngineModel
@@ -92,6 +93,18 @@ class Timings:
     seconds_other: float
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What the matrices of one tensor read while a session was observed.
+
+    squares   float64 [matrices, columns], sums of the squares of their inputs; matrices: the experts, else 1
+    rows      uint64 [matrices], how many inputs were added up
+    """
+
+    squares: npt.NDArray[np.float64]
+    rows: npt.NDArray[np.uint64]
+
+
 class Session(Closable):
     """The state of some canvases. One thread at a time, except for cancel()."""
 
@@ -145,6 +158,26 @@ class Session(Closable):
         raw = new_struct("ld_timings")
         check(library().ld_session_timings(self._handle.pointer(), raw))
         return Timings(**{field.name: getattr(raw, field.name) for field in fields(Timings)})
+
+    def observe(self, on: bool = True) -> None:
+        """From now on add up what linear layers read, beginning at 0; False ends it and gives the sums up."""
+        check(library().ld_session_observe(self._handle.pointer(), int(on)))
+
+    def observations(self) -> dict[str, Observation]:
+        """What was added up so far, by tensor name; empty where nothing is observed.
+
+        Neither threads nor how rows were divided over calls change a bit of it.
+        """
+        lib, handle = library(), self._handle.pointer()
+        found = {}
+        for index in range(lib.ld_session_observation_count(handle)):
+            raw = new_struct("ld_observation")
+            check(lib.ld_session_observation(handle, index, raw))
+            matrices, columns = raw.matrices, raw.columns
+            squares = np.frombuffer(ffi.buffer(raw.squares, 8 * matrices * columns), np.float64)
+            rows = np.frombuffer(ffi.buffer(raw.rows, 8 * matrices), np.uint64)
+            found[text_of(raw.name)] = Observation(squares.reshape(matrices, columns).copy(), rows.copy())
+        return found
 
 
 def session_options(

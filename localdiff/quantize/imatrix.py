@@ -1,24 +1,37 @@
 """Importance matrices: how much an error in each column of a matrix costs, gathered while a model ran on texts.
 
-Read from llama.cpp's GGUF form: for each matrix NAME two tensors, NAME.in_sum2 with the sums of squared inputs by
-column and NAME.counts with how many there were, both with one row per expert. The importance of a column is their
-quotient, the mean square of its input. Not here: gathering, and the older form without GGUF, which is refused.
+Read and written in llama.cpp's GGUF form: for each matrix NAME two tensors, NAME.in_sum2 with the sums of squared
+inputs by column and NAME.counts with how many there were, both with one row per expert. The importance of a column is
+their quotient, the mean square of its input. Not here: gathering (gathering.py), and the older form without GGUF, which
+is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
+from ..convert.writing import PlannedTensor, write_gguf
 from ..engine import File
 from ..errors import ModelFileError
 
 Importance = npt.NDArray[np.float32]  # [matrices, columns]
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _OPTIONAL = ("token_embd.weight", "per_layer_token_embd.weight")  # looked up, not multiplied: entries of the head's
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the matrices of one tensor read."""
+
+    squares: npt.NDArray[np.float64]  # [matrices, columns] sums of the squares of their inputs
+    rows: npt.NDArray[np.uint64]  # [matrices] how many inputs were added up
 
 
 @dataclass(frozen=True)
@@ -88,3 +101,30 @@ def _quotient(path: Path, name: str, sums: Importance, counts: Importance) -> Im
         quotient = sums / counts
     # An expert that never ran: all its columns alike.
     return np.where(counts > 0, quotient, np.float32(1)).astype(np.float32)
+
+
+def write_imatrix(
+    path: Path, arch: str, sums: Mapping[str, Sums], datasets: Sequence[str], chunks: int, length: int
+) -> None:
+    """Write sums by tensor name, atomically.
+
+    arch      architecture of the model, for people
+    datasets  names of the texts
+    chunks    pieces of text that were run, of `length` tokens each
+    """
+    metadata = {
+        "general.type": "imatrix",
+        "imatrix.datasets": list(datasets),
+        "imatrix.chunk_count": chunks,
+        "imatrix.chunk_size": length,
+    }
+    arrays = {}
+    for name, each in sorted(sums.items()):
+        arrays[name + _SUMS] = each.squares.astype(np.float32)
+        arrays[name + _COUNTS] = each.rows.reshape(-1, 1).astype(np.float32)
+    f32 = gguf.GGMLQuantizationType.F32
+    tensors = [
+        PlannedTensor(name, array.shape, f32, array.nbytes, partial(np.asarray, array))
+        for name, array in arrays.items()
+    ]
+    write_gguf(path, arch, metadata, tensors)
