@@ -112,7 +112,7 @@ def measure(engine: EngineModel, spec: DiffusionSpec, tokenizer: Tokenizer, thre
     masked = np.arange(1, len(tokens), 2, dtype=np.int32)
     tokens[masked] = spec.mask_token
     exact, fast = (_logits(engine, spec, tokens, masked, math, threads) for math in ("exact", "fast"))
-    p, q = _log_softmax(exact), _log_softmax(fast)
+    p, q = log_softmax(exact), log_softmax(fast)
     return float(np.mean(np.sum(np.exp(p) * (p - q), axis=1)))
 
 
@@ -125,7 +125,7 @@ def _logits(
     return logits
 
 
-def _log_softmax(logits: Float32) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def log_softmax(logits: Float32) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     x = logits.astype(np.float64)
     x -= x.max(axis=1, keepdims=True)
     return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))
