@@ -17,7 +17,7 @@ from .cache.table import make_cache
 from .canvas import Canvas, Hole, Int32
 from .decode.decoder import Facts
 from .decode.loop import Job
-from .decode.table import make_decoder, settings_for
+from .decode.table import DECODERS, make_decoder, settings_for
 from .engine import Proposal, Request
 from .errors import OptionError
 from .infill import Part, choose_lengths
@@ -112,12 +112,15 @@ class Composer:
         ends = self.spec.stop_tokens or (self.tokenizer.eos, self.tokenizer.eot)
         return tuple(token for token in ends if token is not None and token != self.spec.mask_token)
 
-    def _forbidden(self, filling: bool) -> Int32:
-        """Tokens that are never proposed: the mask, rows without a token, and in holes whatever ends a text."""
+    def _forbidden(self, filling: bool, resizing: bool = False) -> Int32:
+        """Tokens that are never proposed: the mask, rows without a token, in holes whatever ends a text, and where the
+        decoder cannot resize the canvas the tokens that ask for it."""
         tokens = {self.spec.mask_token, *range(self.tokenizer.vocab_size, self.vocab)}
+        sizes = {token for token in (self.spec.expand_token, self.spec.delete_token) if token is not None}
         if filling:
             tokens.update(self._stop_tokens())
             tokens.update(() if self.spec.pad_token is None else (self.spec.pad_token,))
+        tokens = tokens - sizes if resizing else tokens | (sizes - set(self._stop_tokens()))
         return np.array(sorted(tokens), np.int32)
 
     def _first_look(self, canvas: Canvas, rows: range, slot: int) -> Request:
@@ -136,8 +139,11 @@ class Composer:
     def _job(self, canvas: Canvas, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...]) -> Job:
         settings = settings_for(options, self.spec, len(canvas.masked))
         seed = secrets.randbits(32) if options.seed is None else int(options.seed)
-        forbidden = self._forbidden(filling=answer == len(canvas))
-        decoder = make_decoder(settings, seed, Facts(self.vocab, forbidden, self.canvas_limit))
+        resizing = "resizes" in DECODERS[settings.decoder].traits
+        forbidden = self._forbidden(answer == len(canvas), resizing)
+        spec = self.spec
+        facts = Facts(self.vocab, forbidden, self.canvas_limit, spec.expand_token, spec.delete_token)
+        decoder = make_decoder(settings, seed, facts)
         decoder.check(canvas)
         return Job(
             canvas,
@@ -145,10 +151,10 @@ class Composer:
             make_cache(settings),
             settings,
             seed,
-            self.spec.attention,
-            self.spec.block_length,
+            spec.attention,
+            spec.block_length,
             prefix=int(canvas.maskable[0]),
-            logit_shift=self.spec.logit_shift,
+            logit_shift=spec.logit_shift,
             forbidden=forbidden,
             stop_tokens=stop_tokens,
             answer=answer,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cache.table import CACHES
-from .decode.table import DECODERS, words
+from .decode.table import ALIASES, DECODERS, words
 from .errors import OptionError
 
 MATH = ("auto", "exact", "fast")  # of loading, see arithmetic.py
@@ -45,8 +45,24 @@ class GenerateOptions:
     decoder: str | None = _option("what is committed at each step", choices=tuple(DECODERS))
     threshold: float | None = _option("commit every token at least this probable", range=(0, 1))
     block_length: int | None = _option("positions denoised before the next ones begin", range=(1, math.inf))
-    order: str | None = _option("which tokens are committed first; each decoder has its own", choices=words("order"))
-    factor: float | None = _option("how unsure tokens committed together may be (decoder factor)", range=(0, 1e6))
+    order: str | None = _option(
+        "what is committed first, by decoder", choices=tuple(dict.fromkeys((*words("order"), *ALIASES)))
+    )
+    order_temperature: float | None = _option("randomness of the order, 0 = none", range=(0, 1e6))
+    factor: float | None = _option("how unsure tokens committed together may be (factor)", range=(0, 1e6))
+    schedule: str | None = _option("how the number of masks falls (rdm)", choices=words("schedule"))
+    remask: str | None = _option("which tokens are masked again (rdm, remdm)", choices=words("remask"))
+    remask_rate: float | None = _option("how many tokens are masked again (remdm)", range=(0, 1))
+    steps_per_block: int | None = _option("denoise steps of a block at most (sdar)", range=(1, math.inf))
+    edit_threshold: float | None = _option("replace a token by one at least this probable (llada2.1)", range=(0, 1))
+    edit_steps: int | None = _option("passes over a full block to edit it (llada2.1)", range=(0, math.inf))
+    entropy_bound: float | None = _option("joint entropy of tokens committed together, in nats", range=(0, math.inf))
+    end_temperature: float | None = _option("temperature of the last step (entropy-bound)", range=(0, 1e6))
+    distance_penalty: float | None = _option("entropy added per position ahead (wedlm)", range=(0, 1e6))
+    expansions: int | None = _option("how often a mask may become two (dreamon)", range=(0, 2**31 - 1))
+    divergence: float | None = _option("commit where a distribution moved less, in nats (klass)", range=(0, math.inf))
+    relaxed_threshold: float | None = _option("threshold near a sure token (localleap)", range=(0, 1))
+    radius: int | None = _option("how far a sure token reaches (localleap)", range=(0, 2**31 - 1))
     temperature: float | None = _option("randomness of the tokens, 0 = the likeliest", range=(0, 1e6))
     top_k: int | None = _option("draw from the k likeliest tokens only, 0 = off", range=(0, 2**31 - 1))
     top_p: float | None = _option("draw from the likeliest tokens of this total probability, 1 = all", range=(1e-6, 1))

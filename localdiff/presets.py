@@ -22,7 +22,7 @@ from .spec import KIND_WORDS, DiffusionSpec, fields_of_file, from_file, has_own_
 class Preset:
     """One published model, or several that differ only in size.
 
-    spec        the record; decoders are the nearest of decode/table.py to those of the papers
+    spec        the record, with the decoder that was published with the model
     mask_texts  how vocabularies write the mask token
     names       what `general.name` or `general.basename` has at the start of a word: lower case, words with spaces
     archs       architectures whose files are always this model
@@ -36,16 +36,17 @@ class Preset:
 
 _DIFFUGPT_S = DiffusionSpec(10541, True, canvas_max=512, decoder="random-keep", steps=64, temperature=0.95, top_p=0.9)
 _SDAR = DiffusionSpec(
-    151669, False, "block_causal", 4, decoder="threshold", threshold=0.9, stop_tokens=(151643, 151645), pad_token=151643
+    151669, False, "block_causal", 4, decoder="sdar", threshold=0.9, stop_tokens=(151643, 151645), pad_token=151643
 )
 _A2D = dataclasses.replace(_SDAR, attention="full", block_length=0, decoder="llada", threshold=None)
 _DREAM = DiffusionSpec(
-    151666, True, decoder="topk", steps=512, temperature=0.2, top_p=0.95, stop_tokens=(151643,), pad_token=151643
+    151666, True, decoder="dream", steps=512, temperature=0.2, top_p=0.95, stop_tokens=(151643,), pad_token=151643
 )
 _LLADA_MOE = DiffusionSpec(156895, False, decoder="llada", stop_tokens=(156892,), pad_token=156892)
-_ROBERTA = DiffusionSpec(50264, False, decoder="topk", temperature=0.0, stop_tokens=(2,), pad_token=1, sep_token=2)
+_LLADA2 = dataclasses.replace(_LLADA_MOE, attention="block_causal", block_length=32, decoder="llada2", threshold=0.95)
+_ROBERTA = DiffusionSpec(50264, False, decoder="rdm", temperature=0.0, stop_tokens=(2,), pad_token=1, sep_token=2)
 _MODERNBERT = DiffusionSpec(
-    50284, False, decoder="topk", temperature=0.0, stop_tokens=(50282,), pad_token=50283, sep_token=50282
+    50284, False, decoder="rdm", temperature=0.0, stop_tokens=(50282,), pad_token=50283, sep_token=50282
 )
 
 # The first row whose name fits is taken, so longer names stand before shorter ones.
@@ -67,12 +68,12 @@ TABLE: dict[str, Preset] = {
     # arXiv:2502.09992 and its successors
     "illada": Preset(DiffusionSpec(5, False, decoder="llada"), (), ("illada",)),
     "llada-moe": Preset(_LLADA_MOE, ("<|mask|>",), ("llada moe",), ("llada-moe",)),
-    "llada2": Preset(
-        dataclasses.replace(_LLADA_MOE, attention="block_causal", block_length=32, decoder="threshold", threshold=0.95),
+    "llada2.1": Preset(
+        dataclasses.replace(_LLADA2, decoder="llada2.1"),
         ("<|mask|>",),
-        ("llada2",),
-        ("llada2",),
+        ("llada2.1",),
     ),
+    "llada2": Preset(_LLADA2, ("<|mask|>",), ("llada2",), ("llada2",)),
     "llada": Preset(
         DiffusionSpec(126336, False, decoder="llada", stop_tokens=(126081, 126348), pad_token=126081),
         ("<|mdm_mask|>",),
@@ -81,8 +82,15 @@ TABLE: dict[str, Preset] = {
     ),
     # Dream, Dream-Coder, DiffuCoder
     "dream": Preset(_DREAM, ("<|mask|>",), ("dream v0", "dream coder", "diffucoder"), ("dream",)),
+    "dreamon": Preset(
+        dataclasses.replace(_DREAM, decoder="dreamon", steps=None, top_p=0.9, expand_token=151667, delete_token=151643),
+        ("<|mask|>",),
+        ("dreamon",),
+    ),
     "rnd1": Preset(
-        dataclasses.replace(_DREAM, mask_token=151669, steps=256, temperature=0.01, top_p=None, stop_tokens=(151645,)),
+        dataclasses.replace(
+            _DREAM, mask_token=151669, decoder="rnd1", steps=256, temperature=0.01, top_p=None, stop_tokens=(151645,)
+        ),
         ("<|mask|>",),
         ("rnd1",),
         ("rnd1",),
@@ -94,12 +102,21 @@ TABLE: dict[str, Preset] = {
         ("mineru diffusion",),
     ),
     "sdar": Preset(_SDAR, ("<|MASK|>",), ("sdar", "trado")),
+    "wedlm": Preset(
+        dataclasses.replace(
+            _SDAR, mask_token=151665, attention="causal", block_length=0, decoder="wedlm", threshold=None
+        ),
+        (),
+        ("wedlm",),
+    ),
     "fdv2": Preset(
-        dataclasses.replace(_SDAR, mask_token=151665, logit_shift=True, block_length=32),
+        dataclasses.replace(_SDAR, mask_token=151665, logit_shift=True, block_length=32, decoder="threshold"),
         ("|<MASK>|",),
         ("fast dllm",),
     ),
-    "open-dcoder": Preset(dataclasses.replace(_DREAM, mask_token=151665, steps=None), ("[MASK]",), ("open dcoder",)),
+    "open-dcoder": Preset(
+        dataclasses.replace(_DREAM, mask_token=151665, steps=None, decoder="p2"), ("[MASK]",), ("open dcoder",)
+    ),
     "a2d-bd3lm": Preset(
         dataclasses.replace(_A2D, attention="block_causal", block_length=32), ("<|mask|>",), ("diffusion bd3lm",)
     ),
@@ -139,6 +156,8 @@ _OPTION_NAMES = {
     "stop": "stop_tokens",
     "pad": "pad_token",
     "sep": "sep_token",
+    "expand": "expand_token",
+    "delete": "delete_token",
     "top-p": "top_p",
 }
 
@@ -229,7 +248,8 @@ def of_preset(name: str, metadata: Mapping[str, Any], stated: Mapping[str, Any],
             else:
                 mask = found
     if mask != row.spec.mask_token:  # another vocabulary
-        fields |= {"mask_token": mask, "stop_tokens": (), "pad_token": None, "sep_token": None}
+        fields |= {"mask_token": mask, "stop_tokens": ()}
+        fields |= dict.fromkeys(("pad_token", "sep_token", "expand_token", "delete_token"))
     context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     if isinstance(context, int) and fields["canvas_max"] > context > 0:
         fields["canvas_max"] = context

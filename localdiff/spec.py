@@ -18,7 +18,7 @@ from .errors import ModelFileError, OptionError
 
 RECORD_FILE = "localdiff.json"  # the record beside an HF checkpoint, DiffusionSpec.to_json()
 ATTENTION_KINDS = ("full", "causal", "block_causal", "prefix_causal")
-PROCESSES = ("absorbing",)
+PROCESSES = ("absorbing", "uniform")  # unknown positions hold the mask token, or random tokens
 _RANGES = {"steps": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "threshold": (0, 1)}
 _NO_TOKEN = 2**32 - 1  # what some writers store for "none"
 KIND_WORDS = {
@@ -56,6 +56,7 @@ class DiffusionSpec:
     decoder, steps, temperature, top_p, threshold   defaults of generation; None = the decoder's own default
     stop_tokens   ids after which text is trimmed
     pad_token, sep_token   ids used in training layouts, None where absent
+    expand_token, delete_token   ids that stand for two masks and for none, None where the model has them not
     """
 
     mask_token: int
@@ -72,6 +73,8 @@ class DiffusionSpec:
     stop_tokens: tuple[int, ...] = ()
     pad_token: int | None = None
     sep_token: int | None = None
+    expand_token: int | None = None
+    delete_token: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -98,7 +101,8 @@ class DiffusionSpec:
 
     def check_vocabulary(self, vocab: int) -> None:
         """Raise OptionError where a token id lies outside [0, vocab)."""
-        named = [("mask_token", self.mask_token), ("pad_token", self.pad_token), ("sep_token", self.sep_token)]
+        single = ("mask_token", "pad_token", "sep_token", "expand_token", "delete_token")
+        named = [(name, getattr(self, name)) for name in single]
         named += [("stop_tokens", token) for token in self.stop_tokens]
         for name, token in named:
             if token is not None and not 0 <= token < vocab:
@@ -164,6 +168,8 @@ _GGUF_KEYS = {
     "stop_tokens": "localdiff.stop_token_ids",
     "pad_token": "localdiff.pad_token_id",
     "sep_token": "localdiff.sep_token_id",
+    "expand_token": "localdiff.expand_token_id",
+    "delete_token": "localdiff.delete_token_id",
 }
 
 

@@ -51,13 +51,28 @@ def distribution(row: np.ndarray, request: Request) -> np.ndarray:
     return out
 
 
-def draw(row: np.ndarray, request: Request, position: int) -> tuple[int, float, float]:
-    """(token, its raw probability, its probability in the distribution it was drawn from)."""
+def without_forbidden(row: np.ndarray, request: Request) -> np.ndarray:
     allowed = row.copy()
     if request.forbidden is not None:
         allowed[request.forbidden] = -np.inf
-    raw = np.exp(allowed - allowed.max())
-    raw /= raw.sum()
+    return allowed
+
+
+def softmax(row: np.ndarray) -> np.ndarray:
+    raw = np.exp(row - row.max())
+    return raw / raw.sum()
+
+
+def scored_from(row: np.ndarray, request: Request) -> np.ndarray:
+    """The distribution that margin, entropy and alternatives are taken from."""
+    allowed = without_forbidden(row, request)
+    return distribution(allowed, request) if request.scores_from == "sampled" else softmax(allowed)
+
+
+def draw(row: np.ndarray, request: Request, position: int) -> tuple[int, float, float]:
+    """(token, its raw probability, its probability in the distribution it was drawn from)."""
+    allowed = without_forbidden(row, request)
+    raw = softmax(allowed)
     if request.temperature == 0:
         token = int(np.argmax(allowed))
         return token, raw[token], 1.0
@@ -112,16 +127,19 @@ class FakeSession:
     def _propose(self, request: Request) -> Proposal:
         rows = self._logits(request)
         back = 1 if request.logit_shift else 0
-        answers = [draw(rows[max(0, position - back)], request, position) for position in request.score.tolist()]
-        n = len(answers)
+        asked = [(rows[max(0, position - back)], position) for position in request.score.tolist()]
+        answers = [draw(row, request, position) for row, position in asked]
         column = 2 if request.scores_from == "sampled" else 1
+        scored = np.array([scored_from(row, request) for row, _ in asked])
+        ranked = -np.sort(-scored, axis=1)
+        logs = np.log(np.where(scored > 0, scored, 1))
         return Proposal(
             np.array([answer[0] for answer in answers], np.int32),
             np.array([answer[column] for answer in answers], np.float32),
-            np.zeros(n, np.float32),
-            np.zeros(n, np.float32),
-            np.zeros((n, 0), np.int32),
-            np.zeros((n, 0), np.float32),
+            (ranked[:, 0] - ranked[:, 1]).astype(np.float32),
+            -(scored * logs).sum(axis=1).astype(np.float32),
+            np.argsort(-scored, axis=1, kind="stable")[:, : request.alternatives].astype(np.int32),
+            ranked[:, : request.alternatives].astype(np.float32),
         )
 
 

@@ -265,30 +265,33 @@ METADATA: dict[str, dict[str, Any]] = {
     | mlm("pre"),
 }
 BLOCKS = {"attention": "block_causal", "decoder": "threshold"}
+SDAR = BLOCKS | {"decoder": "sdar"}
 # The ids come from config.json, or, for the mask, from the tokenizer, whose mask token is 1.
 RECORDS: dict[str, DiffusionSpec | None] = {
     "llada": DiffusionSpec(5, False, decoder="llada", stop_tokens=(9,)),
     "illada": DiffusionSpec(1, False, decoder="llada", stop_tokens=(9, 10)),
     "dream": DiffusionSpec(
-        7, True, decoder="topk", steps=512, temperature=0.2, top_p=0.95, stop_tokens=(3,), pad_token=3
+        7, True, decoder="dream", steps=512, temperature=0.2, top_p=0.95, stop_tokens=(3,), pad_token=3
     ),
     "fast-dllm-v2": DiffusionSpec(1, True, **BLOCKS, block_length=16, threshold=0.9),
     "a2d-llama": DiffusionSpec(1, False, decoder="llada", stop_tokens=(2,)),
     "qwen3": None,
     "qwen3-tied": None,
-    "sdar": DiffusionSpec(1, False, **BLOCKS, block_length=8, threshold=0.9, stop_tokens=(4,)),
-    "mineru": DiffusionSpec(6, False, **BLOCKS, block_length=32, threshold=0.95, temperature=1.0),
+    "sdar": DiffusionSpec(1, False, **SDAR, block_length=8, threshold=0.9, stop_tokens=(4,)),
+    "mineru": DiffusionSpec(6, False, **SDAR, block_length=32, threshold=0.95, temperature=1.0),
     "qwen3moe": None,
-    "sdar-moe": DiffusionSpec(1, False, **BLOCKS, block_length=4, threshold=0.9),
-    "rnd1": DiffusionSpec(8, True, decoder="topk", steps=256, temperature=0.01),
+    "sdar-moe": DiffusionSpec(1, False, **SDAR, block_length=4, threshold=0.9),
+    "rnd1": DiffusionSpec(8, True, decoder="rnd1", steps=256, temperature=0.01),
     "llada-moe": DiffusionSpec(1, False, decoder="llada", stop_tokens=(9,)),
-    "llada2": DiffusionSpec(1, False, **BLOCKS, block_length=32, threshold=0.95, stop_tokens=(3,), pad_token=3),
+    "llada2": DiffusionSpec(
+        1, False, **BLOCKS | {"decoder": "llada2"}, block_length=32, threshold=0.95, stop_tokens=(3,), pad_token=3
+    ),
     "ministral3": None,
     "nemotron": DiffusionSpec(11, False, **BLOCKS, block_length=32, threshold=0.9, stop_tokens=(2,), pad_token=11),
-    "bert": DiffusionSpec(1, False, decoder="topk", temperature=0.0, pad_token=0),
-    "roberta": DiffusionSpec(1, False, decoder="topk", temperature=0.0, stop_tokens=(2,), pad_token=1),
-    "xlm-r": DiffusionSpec(1, False, decoder="topk", temperature=0.0, steps=50, stop_tokens=(2,), pad_token=1),
-    "xlm-r-xl": DiffusionSpec(1, False, decoder="topk", temperature=0.0, steps=50, stop_tokens=(2,), pad_token=1),
-    "distilbert": DiffusionSpec(1, False, decoder="topk", temperature=0.0, pad_token=0),
-    "modernbert": DiffusionSpec(1, False, decoder="topk", temperature=0.0, stop_tokens=(3,), pad_token=0),
+    "bert": DiffusionSpec(1, False, decoder="rdm", temperature=0.0, pad_token=0),
+    "roberta": DiffusionSpec(1, False, decoder="rdm", temperature=0.0, stop_tokens=(2,), pad_token=1),
+    "xlm-r": DiffusionSpec(1, False, decoder="rdm", temperature=0.0, steps=50, stop_tokens=(2,), pad_token=1),
+    "xlm-r-xl": DiffusionSpec(1, False, decoder="rdm", temperature=0.0, steps=50, stop_tokens=(2,), pad_token=1),
+    "distilbert": DiffusionSpec(1, False, decoder="rdm", temperature=0.0, pad_token=0),
+    "modernbert": DiffusionSpec(1, False, decoder="rdm", temperature=0.0, stop_tokens=(3,), pad_token=0),
 }

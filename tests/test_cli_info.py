@@ -60,7 +60,7 @@ def test_a_recognised_file_and_what_the_user_says(tmp_path: Path) -> None:
     found = facts(path, "--diffusion", "mask=262")
     assert (found["family"], found["sources"]) == ("sdar", ["preset sdar", "--diffusion"])
     assert (found["diffusion"]["attention"], found["diffusion"]["block_length"]) == ("block_causal", 4)
-    assert (found["sampler"]["decoder"], found["sampler"]["threshold"]) == ("threshold", 0.9)
+    assert (found["sampler"]["decoder"], found["sampler"]["threshold"]) == ("sdar", 0.9)
     assert "taken for sdar by its name" in found["notices"][0]
     shown = lines(path, "--diffusion", "mask=262,decoder=llada")
     assert shown["diffusion"] == "from preset sdar, --diffusion; what stands later wins"

@@ -45,9 +45,11 @@ def run(jobs: list[Job], logits: Logits) -> tuple[list[Step], FakeSession]:
     return list(denoise(session, jobs)), session
 
 
+# Those that a plain model can run and whose tokens stay once written; the others are in test_decoders.py.
+KEEPING = [name for name, row in DECODERS.items() if row.traits <= {"blocks"} and name != "llada2.1"]
 LAYOUTS = st.text("g.", min_size=1, max_size=40).filter(lambda text: "." in text).map(lambda text: "g" + text)
 JOBS = st.fixed_dictionaries(
-    {"layout": LAYOUTS, "seed": st.integers(0, 2**64 - 1), "decoder": st.sampled_from(list(DECODERS)),
+    {"layout": LAYOUTS, "seed": st.integers(0, 2**64 - 1), "decoder": st.sampled_from(KEEPING),
      "temperature": st.sampled_from([0.0, 0.7, 1.0]), "shift": st.booleans()}
 )  # fmt: skip
 
@@ -109,7 +111,7 @@ def test_other_seeds_give_other_texts() -> None:
         assert len(texts) == 8
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", KEEPING)
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 40])
 def test_a_certain_model_gives_its_text_for_every_number_of_steps(name: str, steps: int) -> None:
     text = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -120,7 +122,7 @@ def test_a_certain_model_gives_its_text_for_every_number_of_steps(name: str, ste
     assert events[-1].canvas.tokens[2:].tolist() == wanted[2:].tolist()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ["random-keep", "topk", "llada", "threshold"])
 def test_requests_carry_the_settings(name: str) -> None:
     _, session = run([job(decoder=name, temperature=0.5, top_k=3, top_p=0.8, seed=5)], random_table(VOCAB))
     for number, (request,) in enumerate(session.requests, 1):
@@ -341,7 +343,7 @@ def test_blocks_of_block_causal_models_lie_at_multiples() -> None:
 # ---- the end of the text ----
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", KEEPING)
 def test_the_text_ends_at_a_stop_token_with_everything_before_it_settled(name: str) -> None:
     stop = 9
     text = [1, 2, 3, 4, 5, 6, 7, stop, 1, 2, 3, stop] + [1] * 20
@@ -401,7 +403,7 @@ def test_random_numbers_belong_to_positions() -> None:
         ({"decoder": "topk", "threshold": 0.5}, "topk has no option threshold; it takes steps"),
         ({"decoder": "random-keep", "block_length": 4}, "random-keep has no option block_length"),
         ({"decoder": "threshold", "order": "random"}, "threshold has no option order"),
-        ({"decoder": "nonsense"}, "decoder is 'nonsense', expected one of random-keep, topk, llada, threshold, factor"),
+        ({"decoder": "nonsense"}, "decoder is 'nonsense', expected one of random-keep, topk, rdm, llada, dream"),
         ({"cache": "magic"}, "cache is 'magic', expected one of exact, block"),
         ({"order": "leftmost", "decoder": "llada"}, "order is 'leftmost'"),
         ({"steps": 0}, "steps is 0, expected 1 to"),

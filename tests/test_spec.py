@@ -14,7 +14,7 @@ from localdiff.spec import ATTENTION_KINDS, DiffusionSpec
 ORDINARY = {"general.architecture": "llama"}
 FULL = DiffusionSpec(
     7, True, "block_causal", 4, 128, decoder="topk", steps=9, temperature=0.5, top_p=0.75, threshold=0.25,
-    stop_tokens=(1, 2), pad_token=3, sep_token=4,
+    stop_tokens=(1, 2), pad_token=3, sep_token=4, expand_token=5, delete_token=6,
 )  # fmt: skip
 SPECS = st.builds(
     DiffusionSpec, st.integers(0, 2**31), st.booleans(), block_length=st.integers(1, 99),
@@ -89,7 +89,7 @@ def test_an_override_completes_a_record_without_shift() -> None:
         ("mask=-1,shift=1", "mask_token is -1"),
         ("mask=5,shift=1,attn=sideways", "attention is 'sideways', expected one of full"),
         ("mask=5,shift=1,attn=block_causal", "block_length is 0, expected at least 1"),
-        ("mask=5,shift=1,process=uniform", "process is 'uniform', expected one of absorbing"),
+        ("mask=5,shift=1,process=gaussian", "process is 'gaussian', expected one of absorbing, uniform"),
         ("mask=5,shift=1,top-p=2", "top_p is 2.0, expected 0 to 1"),
         ("mask=5,shift=1,steps=0", "steps is 0, expected at least 1"),
         ("mask=5,shift=1,temperature=nan", "temperature is nan"),
@@ -122,7 +122,7 @@ def test_parse_override_gives_fields() -> None:
         {"localdiff.temperature": float("nan")},
         {"localdiff.stop_token_ids": 3},
         {"localdiff.stop_token_ids": ["a"]},
-        {"localdiff.process": "uniform"},
+        {"localdiff.process": "gaussian"},
     ],
 )
 def test_damaged_records_of_files(change: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ nor on which positions are still masked. Not here: how positions are ranked and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..canvas import MASKED, Canvas, Commits, Int32
+from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 
 if TYPE_CHECKING:
     from ..engine import Proposal
@@ -91,6 +91,19 @@ class Turn:
         """
         ranked = self.proposal.probability if scores is None else scores
         return Commits(self.rows[chosen], self.proposal.token[chosen], ranked[chosen].astype(np.float32))
+
+    def rewrite(self, write: Bools, mask: Bools, scores: Floats | None = None) -> Commits:
+        """Write the proposed tokens at the rows `write`, whatever stands there, and mask the rows `mask` again."""
+        chosen = write | mask
+        written = self.write(chosen, scores)
+        tokens = np.where(mask[chosen], np.int32(self.canvas.mask_token), written.tokens)
+        state = np.where(mask[chosen], MASKED, COMMITTED).astype(np.uint8)
+        return Commits(written.positions, tokens, written.scores, state)
+
+    def among(self, rows: Bools) -> Turn:
+        """The turn as if only these rows had been scored."""
+        answers = {each.name: getattr(self.proposal, each.name)[rows] for each in fields(self.proposal)}
+        return replace(self, rows=self.rows[rows], proposal=replace(self.proposal, **answers))
 
 
 @dataclass(frozen=True)

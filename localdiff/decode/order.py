@@ -46,15 +46,17 @@ def below_rank(scores: Floats, rank: int) -> Bools:
     return below
 
 
-def bounded(ranking: Floats, entropy: Floats, bound: float) -> Places:
-    """The longest run of the surest positions whose joint error is bounded; at least one.
+def bounded(ranking: Floats, entropy: Floats, bound: float, whole: bool = False) -> Places:
+    """The longest run of the surest positions whose entropies stay within `bound`, in nats; at least one.
 
-    The sum of their entropies minus the largest bounds the mutual information that writing them at once throws away
-    (arXiv:2505.24857, eq. 8); it must not exceed `bound`, in nats.
+    What must not exceed it is the sum of their entropies minus the largest, which bounds the mutual information that
+    writing them at once throws away (EB-Sampler, arXiv:2505.24857); or, with `whole`, the sum itself, which must be
+    less.
     """
     ranked = np.argsort(-ranking, kind="stable")
     values = entropy[ranked].astype(np.float64)
-    within = np.cumsum(values) - np.maximum.accumulate(values) <= bound
+    total = np.cumsum(values)
+    within = total < bound if whole else total - np.maximum.accumulate(values) <= bound
     return np.sort(ranked[: max(1, _leading(within))])
 
 

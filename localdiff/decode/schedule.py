@@ -1,6 +1,10 @@
-"""Counts: how many positions are written, or stay masked, at a step. Integers only, so that they add up exactly."""
+"""Counts: how many positions are written, or stay masked, at a step. Integers where that is possible, so that they add
+up exactly. Not here: which positions (order.py).
+"""
 
 from __future__ import annotations
+
+import math
 
 
 def share(total: int, parts: int, index: int) -> int:
@@ -16,3 +20,18 @@ def left_masked(total: int, step: int, steps: int) -> int:
 def reveal_probability(step: int, steps: int) -> float:
     """Chance of a masked position to be written after step `step` (from 1): 1 / (steps still to come + 1)."""
     return 1 / (steps - step + 1)
+
+
+def noise_rate(step: int, steps: int, schedule: str) -> float:
+    """Share of the positions that is masked after step `step` (from 1): 1 - u or cos(pi u / 2), u = step / steps."""
+    if step >= steps:
+        return 0.0
+    return math.cos(math.pi / 2 * step / steps) if schedule == "cosine" else 1 - step / steps
+
+
+def dream_chance(step: int, steps: int, least: float = 1e-3) -> float:
+    """Chance of a masked position to be written at step `step` (from 1): 1 - s / t on Dream's times, 1 to `least`."""
+    if step >= steps:
+        return 1.0
+    each = (1 - least) / steps
+    return each / (1 - each * (step - 1))

@@ -2,20 +2,21 @@
 
 A value comes from the caller, else from the model record, else from the decoder's row. The record's steps, temperature,
 top_p and threshold were chosen with its own decoder, so they count only where that one is used (or none is named). An
-option that the decoder does not know is refused, and so is what combines badly (REFUSALS). The decoders' code is
+option that the decoder does not know is refused, and so is what combines badly (refusals.py). The decoders' code is
 imported when one is made. Caches have a table of their own (cache/table.py).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..cache.table import cache_settings
 from ..errors import OptionError
 from ..spec import DiffusionSpec
+from .refusals import Combination, check
 
 if TYPE_CHECKING:
     from ..options import GenerateOptions
@@ -31,7 +32,8 @@ class DecoderRow:
     defaults  its settings; `steps` None = one token per step, other None = off
     choices   for options that are words: those it knows
     traits    blocks: denoises block after block; rewrites: committed tokens can change or become masked again anywhere;
-              resizes: the canvas can grow and shrink; reorders: the model reads known tokens first
+              resizes: the canvas can grow and shrink; reorders: the model reads known tokens first;
+              noise: unknown positions hold random tokens
     """
 
     place: str
@@ -41,8 +43,11 @@ class DecoderRow:
     traits: frozenset[str] = frozenset()
 
 
-_BLOCKS = frozenset({"blocks"})
-
+_BLOCKS, _REWRITES = frozenset({"blocks"}), frozenset({"rewrites"})
+_SCORES = ("confidence", "margin", "entropy")
+_LLADA = {"steps": None, "block_length": 32, "order": "confidence"}
+_SDAR = {"block_length": 4, "steps_per_block": None, "threshold": 0.9, "entropy_bound": 0.35, "temperature": 1.0}
+_LLADA2 = {"block_length": 32, "threshold": 0.95}
 
 DECODERS: dict[str, DecoderRow] = {
     "random-keep": DecoderRow(
@@ -51,12 +56,19 @@ DECODERS: dict[str, DecoderRow] = {
         {"steps": 64, "temperature": 0.95, "top_p": 0.9},
     ),
     "topk": DecoderRow("topk:TopK", "DiffuGPT sampler B, arXiv:2410.17891", {"steps": 64, "temperature": 0.9}),
-    "llada": DecoderRow(
-        "llada:Llada",
-        "LLaDA, arXiv:2502.09992",
-        {"steps": None, "block_length": 32, "order": "confidence"},
-        {"order": ("confidence", "random")},
-        _BLOCKS,
+    "rdm": DecoderRow(
+        "rdm:Rdm",
+        "reparameterised routing, arXiv:2302.05737 and 2308.12219",
+        {"steps": 50, "schedule": "cosine", "remask": "uncond", "order_temperature": 0.0},
+        {"schedule": ("linear", "cosine"), "remask": ("uncond", "cond")},
+        _REWRITES,
+    ),
+    "llada": DecoderRow("llada:Llada", "LLaDA, arXiv:2502.09992", _LLADA, {"order": ("confidence", "random")}, _BLOCKS),
+    "dream": DecoderRow(
+        "dream:Dream",
+        "Dream, arXiv:2508.15487",
+        {"steps": 512, "order": "entropy", "order_temperature": 0.0, "temperature": 0.2, "top_p": 0.95},
+        {"order": (*_SCORES, "random")},
     ),
     "threshold": DecoderRow(
         "threshold:Threshold",
@@ -66,6 +78,74 @@ DECODERS: dict[str, DecoderRow] = {
     ),
     "factor": DecoderRow(
         "threshold:Factor", "Fast-dLLM, arXiv:2505.22618", {"factor": 1.0, "block_length": 32}, traits=_BLOCKS
+    ),
+    "sdar": DecoderRow(
+        "sdar:Sdar",
+        "SDAR, arXiv:2510.06303",
+        {**_SDAR, "order": "dynamic"},
+        {"order": ("dynamic", "static", "sequential", "entropy")},
+        _BLOCKS,
+    ),
+    "llada2": DecoderRow("llada2:Llada2", "LLaDA2.0, arXiv:2512.15745", _LLADA2, traits=_BLOCKS),
+    "llada2.1": DecoderRow(
+        "llada2:Llada2",
+        "LLaDA2.1, arXiv:2602.08676",
+        {**_LLADA2, "edit_threshold": 0.9, "edit_steps": 16},
+        traits=_BLOCKS,
+    ),
+    "entropy-bound": DecoderRow(
+        "entropy_bound:EntropyBound",
+        "DiffusionGemma, diffusers EntropyBoundScheduler",
+        {"steps": 48, "temperature": 0.8, "end_temperature": 0.4, "entropy_bound": 0.1},
+        traits=frozenset({"rewrites", "noise"}),
+    ),
+    "dreamon": DecoderRow(
+        "dreamon:DreamOn",
+        "DreamOn, github.com/DreamLM/DreamOn",
+        {"order": "entropy", "expansions": 64, "temperature": 0.2, "top_p": 0.9},
+        {"order": _SCORES},
+        frozenset({"resizes"}),
+    ),
+    "rnd1": DecoderRow(
+        "rnd1:Rnd1",
+        "RND1, Radical Numerics",
+        {"steps": 256, "entropy_bound": None, "temperature": 0.01},
+    ),
+    "wedlm": DecoderRow(
+        "wedlm:WeDlm",
+        "WeDLM, arXiv:2512.22737",
+        {"block_length": 16, "entropy_bound": 0.6, "distance_penalty": 0.02},
+        traits=frozenset({"reorders"}),
+    ),
+    "p2": DecoderRow("p2:P2", "P2, arXiv:2502.03540", {"steps": None}, traits=_REWRITES),
+    "mdlm": DecoderRow("mdlm:Mdlm", "MDLM ddpm-cache, arXiv:2406.07524", {"steps": None, "temperature": 1.0}),
+    "remdm": DecoderRow(
+        "remdm:ReMdm",
+        "ReMDM, arXiv:2503.00307",
+        {"steps": None, "remask": "cap", "remask_rate": 0.02, "temperature": 1.0, "top_p": 0.9},
+        {"remask": ("cap", "rescale", "confidence", "loop")},
+        _REWRITES,
+    ),
+    "eb-sampler": DecoderRow(
+        "eb_sampler:EbSampler",
+        "EB-Sampler, arXiv:2505.24857",
+        {"order": "entropy", "entropy_bound": 0.1},
+        {"order": _SCORES},
+    ),
+    "klass": DecoderRow(
+        "klass:Klass",
+        "KLASS, arXiv:2511.05664",
+        {"block_length": 64, "threshold": 0.6, "divergence": 0.01},
+        traits=_BLOCKS,
+    ),
+    "localleap": DecoderRow(
+        "localleap:LocalLeap",
+        "LocalLeap, arXiv:2510.07081",
+        {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.75, "radius": 4},
+        traits=_BLOCKS,
+    ),
+    "prophet": DecoderRow(
+        "prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, {"order": ("confidence", "random")}, _BLOCKS
     ),
 }
 DEFAULT_DECODER = "random-keep"
@@ -98,7 +178,21 @@ class Settings:
     threshold: float | None = None
     block_length: int | None = None
     order: str | None = None
+    order_temperature: float | None = None
     factor: float | None = None
+    schedule: str | None = None
+    remask: str | None = None
+    remask_rate: float | None = None
+    steps_per_block: int | None = None
+    edit_threshold: float | None = None
+    edit_steps: int | None = None
+    entropy_bound: float | None = None
+    end_temperature: float | None = None
+    distance_penalty: float | None = None
+    expansions: int | None = None
+    divergence: float | None = None
+    relaxed_threshold: float | None = None
+    radius: int | None = None
     aligned: bool = False
 
     def shown(self) -> dict[str, Any]:
@@ -111,21 +205,8 @@ _EVERY = ("decoder", "cache", "cache_window", "cache_refresh", "report_drift", "
 _OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)  # only where the decoder's row has them
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A combination that works badly, and why; the reason is a format of `decoder` and `cache`."""
-
-    when: Callable[[Settings, frozenset[str], DiffusionSpec], bool]  # settings, the decoder's traits, record
-    reason: str
-
-
-REFUSALS = (
-    Refusal(
-        lambda settings, traits, spec: spec.attention == "block_causal" and "blocks" not in traits,
-        "the decoder {decoder} writes anywhere in the text, but this model was trained to finish each block before the "
-        "next (block_causal attention); choose one that works in blocks, {block_decoders}",
-    ),
-)
+# how papers call what has a name here: what users may type for `order`
+ALIASES = {"origin": "random", "maskgit_plus": "confidence", "topk_margin": "margin", "entropy_bounded": "entropy"}
 
 
 def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> Settings:
@@ -146,16 +227,17 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
         values["block_length"] = spec.block_length
     if "steps" in values:  # a default never asks for more passes than there are tokens
         values["steps"] = max(1, min(values["steps"] or masked, masked))
-    values.update({n: getattr(options, n) for n in values if getattr(options, n) is not None})
+    asked = {n: getattr(options, n) for n in values if getattr(options, n) is not None}
+    if "order" in asked:
+        asked["order"] = ALIASES.get(asked["order"], asked["order"])
+    values.update(asked)
     for option, known in row.choices.items():
         if values[option] not in known:
             raise OptionError(f"the decoder {name} knows no {option} {values[option]}, expected {', '.join(known)}")
     values.update(cache_settings(options, spec.attention, name, row.traits, values))
     settings = Settings(decoder=name, aligned=spec.attention == "block_causal", **values)
-    for refusal in REFUSALS:
-        if refusal.when(settings, row.traits, spec):
-            in_blocks = ", ".join(other for other in DECODERS if "blocks" in DECODERS[other].traits)
-            raise OptionError(refusal.reason.format(decoder=name, cache=settings.cache, block_decoders=in_blocks))
+    in_blocks = tuple(other for other in DECODERS if "blocks" in DECODERS[other].traits)
+    check(Combination(settings, row.traits, spec, frozenset(asked), in_blocks))
     return settings
 
 

@@ -1,0 +1,91 @@
+"""What is refused because it combines badly: one table, each row with the reason that users read.
+
+Looked through in order; the first row that fits is raised. Whether a decoder knows an option at all is table.py's
+matter, which cache goes with it cache/table.py's, whether its settings fit a canvas that of the decoder's check().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import OptionError
+from ..spec import DiffusionSpec
+
+if TYPE_CHECKING:
+    from .table import Settings
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What is about to run; asked: the options that the caller gave; in_blocks: the decoders that work in blocks."""
+
+    settings: Settings
+    traits: frozenset[str]
+    spec: DiffusionSpec
+    asked: frozenset[str]
+    in_blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A combination that works badly, and why; {decoder} and {in_blocks} are filled in."""
+
+    when: Callable[[Combination], bool]
+    reason: str
+
+
+REFUSALS = (
+    Refusal(
+        lambda it: it.spec.attention == "block_causal" and "blocks" not in it.traits,
+        "the decoder {decoder} writes anywhere in the text, but this model finishes each block before the next "
+        "(block_causal attention); choose a decoder that works in blocks: {in_blocks}",
+    ),
+    Refusal(
+        lambda it: "reorders" in it.traits and it.spec.attention != "causal",
+        "the decoder {decoder} lets the model read known tokens before the masks, which needs a model with causal "
+        "attention; choose another decoder",
+    ),
+    Refusal(
+        lambda it: "reorders" in it.traits and it.spec.logit_shift,
+        "the decoder {decoder} changes the order of the tokens, so no row can predict the next position (shift=1); "
+        "choose another decoder",
+    ),
+    Refusal(
+        lambda it: ("noise" in it.traits) != (it.spec.process == "uniform"),
+        "a model of masks (process=absorbing) and a decoder of random tokens do not go together, nor the other way "
+        "round, but the decoder is {decoder}; for process=uniform choose entropy-bound, else another one",
+    ),
+    Refusal(
+        lambda it: it.settings.order == "random" and bool(it.settings.order_temperature),
+        "order_temperature has no effect on the order random; leave one of them out",
+    ),
+    Refusal(
+        lambda it: it.settings.decoder == "rnd1" and {"steps", "entropy_bound"} <= it.asked,
+        "steps and entropy_bound both say how many tokens {decoder} writes at a step; leave one of them out",
+    ),
+    Refusal(
+        lambda it: it.settings.decoder == "sdar" and it.settings.order != "dynamic" and "threshold" in it.asked,
+        "threshold counts only for the order dynamic of {decoder}; leave one of them out",
+    ),
+    Refusal(
+        lambda it: it.settings.decoder == "sdar" and it.settings.order != "entropy" and "entropy_bound" in it.asked,
+        "entropy_bound counts only for the order entropy of {decoder}; give order entropy, or leave it out",
+    ),
+    Refusal(
+        lambda it: it.settings.order == "entropy" and "steps_per_block" in it.asked,
+        "steps_per_block has no effect on the order entropy of {decoder}, which goes by entropy_bound; leave it out",
+    ),
+    Refusal(
+        lambda it: it.settings.decoder == "remdm" and it.settings.remask == "confidence" and "remask_rate" in it.asked,
+        "remask_rate has no effect with remask confidence, which takes the largest rate; leave one of them out",
+    ),
+)
+
+
+def check(it: Combination) -> None:
+    """Raise OptionError for the first row that fits."""
+    for refusal in REFUSALS:
+        if refusal.when(it):
+            raise OptionError(refusal.reason.format(decoder=it.settings.decoder, in_blocks=", ".join(it.in_blocks)))
