@@ -142,7 +142,15 @@ class Composer:
         resizing = "resizes" in DECODERS[settings.decoder].traits
         forbidden = self._forbidden(answer == len(canvas), resizing)
         spec = self.spec
-        facts = Facts(self.vocab, forbidden, self.canvas_limit, spec.expand_token, spec.delete_token)
+        facts = Facts(
+            self.vocab,
+            forbidden,
+            self.canvas_limit,
+            spec.expand_token,
+            spec.delete_token,
+            stop_tokens,
+            next(iter(self.tokenizer.encode("\n", add_bos=False)[-1:]), None),
+        )
         decoder = make_decoder(settings, seed, facts)
         decoder.check(canvas)
         return Job(

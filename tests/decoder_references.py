@@ -394,12 +394,15 @@ def llada(
             if not unknown:
                 break
             step += 1
-            a = o.ask(x, step, sampled=False)
+            never = set(o.job.decoder.facts.stop_tokens) if s.end_token == "never" else set()
+            a = o.ask(x, step, sampled=False, forbidden=never)
             if early(a, where(masked), step):
                 yield write(x, masked, a, where(masked))
                 return
             count = len(block) // steps + (i < len(block) % steps)
-            score = (lambda j: o.uniform(step, j)) if s.order == "random" else lambda j: a(j).p
+            plain = (lambda j: o.uniform(step, j)) if s.order == "random" else lambda j: a(j).p
+            late = o.job.decoder.facts.stop_tokens if s.end_token == "last" else ()
+            score = lambda j: -math.inf if a(j).token in late else plain(j)  # noqa: E731
             yield write(x, masked, a, best(unknown, score, count))
 
 
@@ -415,8 +418,94 @@ def prophet(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterato
     return llada(o, x, masked, s, early)
 
 
+def hierarchical(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    step = 0
+    for block in cut(where(masked), s):
+        while unknown := [i for i in block if masked[i]]:
+            step += 1
+            a = o.ask(x, step, sampled=False)
+            chosen = {i for i in unknown if a(i).p > s.threshold}
+            for i in unknown:
+                if i - 1 not in unknown:  # a gap begins
+                    gap = [j for j in unknown if all(k in unknown for k in range(i, j + 1)) and j >= i]
+                    chosen |= {j for j in best(gap, lambda k: a(k).p, 1) if a(j).p > s.relaxed_threshold}
+            yield write(x, masked, a, sorted(chosen or best(unknown, lambda i: a(i).p, 1)))
+
+
+def credit(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    step = 0
+    for block in cut(where(masked), s):
+        credits = {i: np.zeros(o.vocab) for i in block}
+        while unknown := [i for i in block if masked[i]]:
+            step += 1
+            a = o.ask(x, step, sampled=False)
+            token, trusted = {}, {}
+            for i in unknown:
+                p = a(i).probabilities
+                credits[i] *= 0.8
+                credits[i][np.argmax(p)] += p.max() ** 0.2
+                fused = p * (1 + credits[i]) ** 0.7
+                fused /= fused.sum()
+                token[i] = int(np.argmax(fused)) if s.temperature == 0 else a(i).token
+                trusted[i] = fused[token[i]]
+            chosen = [i for i in unknown if trusted[i] >= s.threshold]
+            for i in chosen or best(unknown, lambda i: trusted[i], 1):
+                x[i], masked[i] = token[i], False
+            yield list(x), list(masked)
+
+
+def adablock(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    holes, step = where(masked), 0
+    while any(masked):
+        start = holes.index(where(masked)[0])
+        end = None
+        while end is None or any(masked[i] for i in holes[start:end]):
+            step += 1
+            a = o.ask(x, step, sampled=False)
+            if end is None:
+                window = [i for i in holes[start : start + max(1, len(holes) // 4)] if masked[i]]
+                lines = [i for i in window if a(i).token == o.job.decoder.facts.line_end]
+                end = start + s.block_length
+                if lines and a(best(lines, lambda i: a(i).p, 1)[0]).p >= s.delimiter_threshold:
+                    end = holes.index(best(lines, lambda i: a(i).p, 1)[0]) + 1
+            unknown = [i for i in holes[start:end] if masked[i]]
+            chosen = [i for i in unknown if a(i).p >= s.threshold]
+            yield write(x, masked, a, chosen or best(unknown, lambda i: a(i).p, 1))
+
+
+def daedal(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    facts, step, grown, growing = o.job.decoder.facts, 0, 0, True
+    free = [hole or False for hole in masked]  # which positions are not given; grows with x
+
+    def grow(i: int, by: int) -> None:
+        x[i + 1 : i + 1], masked[i + 1 : i + 1], free[i + 1 : i + 1] = [o.mask] * by, [True] * by, [True] * by
+
+    while any(masked):
+        step += 1
+        a = o.ask(x, step, sampled=False)
+        holes = where(free)
+        ends = [a(i).p for i in holes if a(i).token in facts.stop_tokens][-32:]
+        finished = sum(ends) / 32
+        space = facts.canvas_limit - len(x) if grown < s.expansions else 0
+        if growing and finished < 0.5 and space > 0:
+            grow(holes[-1], min(8, space))
+            grown += 1
+            yield list(x), list(masked)
+            continue
+        growing = False
+        unknown = next(u for u in ([i for i in b if masked[i]] for b in cut(holes, s)) if u)
+        chosen = [i for i in unknown if a(i).p > s.threshold] or best(unknown, lambda i: a(i).p, 1)
+        unsure = [i for i in unknown if i not in chosen and a(i).p < s.relaxed_threshold]
+        write(x, masked, a, chosen)
+        if finished < 0.9 and space > 0 and unsure:
+            grow(min(unsure, key=lambda i: a(i).p), min(7, space))
+            grown += 1
+        yield list(x), list(masked)
+
+
 REFERENCES = {
     "dream": dream, "factor": factor, "sdar": sdar, "llada2": llada2, "llada2.1": llada2, "rdm": rdm, "p2": p2,
     "mdlm": mdlm, "rnd1": rnd1, "eb-sampler": eb_sampler, "entropy-bound": entropy_bound, "dreamon": dreamon,
     "wedlm": wedlm, "remdm": remdm, "klass": klass, "localleap": localleap, "llada": llada, "prophet": prophet,
+    "hierarchical": hierarchical, "credit": credit, "adablock": adablock, "daedal": daedal,
 }  # fmt: skip

@@ -36,6 +36,8 @@ class Facts:
     vocab, forbidden            tokens that may be proposed: all below vocab except int32 forbidden
     canvas_limit                longest canvas, 0 = as long as it is
     expand_token, delete_token  tokens that stand for two masks and for none; None where the model has them not
+    stop_tokens                 tokens that end the text, none where holes are filled
+    line_end                    the token of a line end; None where the vocabulary has none
     """
 
     vocab: int = 0
@@ -43,6 +45,8 @@ class Facts:
     canvas_limit: int = 0
     expand_token: int | None = None
     delete_token: int | None = None
+    stop_tokens: tuple[int, ...] = ()
+    line_end: int | None = None
 
     @property
     def allowed(self) -> Int32:

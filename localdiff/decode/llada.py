@@ -3,15 +3,21 @@
 LLaDA's sampler (arXiv:2502.09992, generate.py): the answer is cut into blocks, the steps are shared out evenly over
 them, and in a block of M masks with s steps step i writes M // s + (i < M mod s) tokens. Confidence is the
 probability of the proposed token under the model itself, without temperature; or, with order "random", a random number.
-Only the current block is ever written. Guidance is not here.
+Only the current block is ever written. end_token says what becomes of stop tokens, which otherwise come early: "last" -
+a position that proposes one ranks below all others; "never" - none is proposed. Guidance is not here.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
 from ..canvas import Canvas
 from ..errors import OptionError
 from .blocks import BlockDecoder, blocks, current_block
-from .decoder import Move, Turn, stated, uniform
+from .decoder import Look, Move, Turn, stated, uniform
 from .order import surest
 from .schedule import share
 
@@ -25,11 +31,19 @@ class Llada(BlockDecoder):
                 "expected at least one step per block, so give more steps or a larger block_length"
             )
 
+    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
+        look = super().look(canvas, step, memory)
+        if self.settings.end_token != "never":
+            return look
+        return replace(look, forbidden=np.array(self.facts.stop_tokens, np.int32))
+
     def step(self, turn: Turn) -> Move:
         index, block = current_block(turn.canvas, *self.cut)
         steps = share(stated(self.settings.steps), len(blocks(turn.canvas, *self.cut)), index)
         random = self.settings.order == "random"
         scores = uniform(self.seed, turn.step, turn.rows) if random else turn.proposal.probability
+        if self.settings.end_token == "last":
+            scores = np.where(np.isin(turn.proposal.token, self.facts.stop_tokens), -np.inf, scores)
         due = _due(len(block), steps, len(block) - len(turn.rows))
         return Move(turn.write(surest(scores, due), scores))
 

@@ -7,6 +7,7 @@ all masked positions are written at once; else the step is one of llada.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ PHASES = ((1 / 3, 7.5), (2 / 3, 5.0), (1.0, 2.5))  # until this share of the ste
 
 class Prophet(Llada):
     def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
-        return Look(canvas.masked, alternatives=2)
+        return replace(super().look(canvas, step, memory), rows=canvas.masked, alternatives=2)
 
     def step(self, turn: Turn) -> Move:
         likeliest = log_probability(turn.proposal.alternative_probability)  # [n, 2]

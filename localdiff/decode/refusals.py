@@ -39,7 +39,7 @@ class Refusal:
 REFUSALS = (
     Refusal(
         lambda it: it.spec.attention == "block_causal" and "blocks" not in it.traits,
-        "the decoder {decoder} writes anywhere in the text, but this model finishes each block before the next "
+        "the decoder {decoder} does not keep to the blocks that this model finishes one after the other "
         "(block_causal attention); choose a decoder that works in blocks: {in_blocks}",
     ),
     Refusal(

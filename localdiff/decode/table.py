@@ -45,7 +45,8 @@ class DecoderRow:
 
 _BLOCKS, _REWRITES = frozenset({"blocks"}), frozenset({"rewrites"})
 _SCORES = ("confidence", "margin", "entropy")
-_LLADA = {"steps": None, "block_length": 32, "order": "confidence"}
+_LLADA = {"steps": None, "block_length": 32, "order": "confidence", "end_token": "free"}
+_LLADA_WORDS = {"order": ("confidence", "random"), "end_token": ("free", "last", "never")}
 _SDAR = {"block_length": 4, "steps_per_block": None, "threshold": 0.9, "entropy_bound": 0.35, "temperature": 1.0}
 _LLADA2 = {"block_length": 32, "threshold": 0.95}
 
@@ -63,7 +64,7 @@ DECODERS: dict[str, DecoderRow] = {
         {"schedule": ("linear", "cosine"), "remask": ("uncond", "cond")},
         _REWRITES,
     ),
-    "llada": DecoderRow("llada:Llada", "LLaDA, arXiv:2502.09992", _LLADA, {"order": ("confidence", "random")}, _BLOCKS),
+    "llada": DecoderRow("llada:Llada", "LLaDA, arXiv:2502.09992", _LLADA, _LLADA_WORDS, _BLOCKS),
     "dream": DecoderRow(
         "dream:Dream",
         "Dream, arXiv:2508.15487",
@@ -144,9 +145,27 @@ DECODERS: dict[str, DecoderRow] = {
         {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.75, "radius": 4},
         traits=_BLOCKS,
     ),
-    "prophet": DecoderRow(
-        "prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, {"order": ("confidence", "random")}, _BLOCKS
+    "hierarchical": DecoderRow(
+        "hierarchical:Hierarchical",
+        "dInfer, arXiv:2510.08666",
+        {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.4},
+        traits=_BLOCKS,
     ),
+    "credit": DecoderRow(
+        "credit:Credit", "CreditDecoding, arXiv:2510.06133", {"block_length": 32, "threshold": 0.9}, traits=_BLOCKS
+    ),
+    "adablock": DecoderRow(
+        "adablock:AdaBlock",
+        "AdaBlock, arXiv:2509.26432",
+        {"block_length": 32, "threshold": 0.9, "delimiter_threshold": 0.3},
+    ),
+    "daedal": DecoderRow(
+        "daedal:Daedal",
+        "DAEDAL, arXiv:2508.00819",
+        {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.1, "expansions": 64},
+        traits=frozenset({"resizes"}),
+    ),
+    "prophet": DecoderRow("prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, _LLADA_WORDS, _BLOCKS),
 }
 DEFAULT_DECODER = "random-keep"
 
@@ -193,6 +212,8 @@ class Settings:
     divergence: float | None = None
     relaxed_threshold: float | None = None
     radius: int | None = None
+    delimiter_threshold: float | None = None
+    end_token: str | None = None
     aligned: bool = False
 
     def shown(self) -> dict[str, Any]:
