@@ -19,15 +19,18 @@ from localdiff.spec import DiffusionSpec
 
 VOCAB, MASK, EXPAND, DELETE, STOP, LINE_END = 12, 11, 10, 9, 8, 7
 SETTINGS = 200  # of each decoder
+GROWTH = 15  # positions by which a canvas may grow
 
 
 def a_job(name: str, layout: str, seed: int, spec: dict[str, Any] | None = None, **options: Any) -> Job:
-    """A job over a layout such as "gg....g": given and masked positions; 8 positions more at most."""
+    """A job over a layout such as "gg....g": given and masked positions; it may grow by GROWTH."""
     record = DiffusionSpec(MASK, **({"logit_shift": False} | natural(name) | (spec or {})))
     canvas = Canvas.of([[index % 7] if char == "g" else Hole(1) for index, char in enumerate(layout)], MASK)
     chosen = settings_for(GenerateOptions(decoder=name, **options), record, len(canvas.masked))
     forbidden = np.array([MASK] if name == "dreamon" else [DELETE, EXPAND, MASK], np.int32)
-    decoder = make_decoder(chosen, seed, Facts(VOCAB, forbidden, len(canvas) + 8, EXPAND, DELETE, (STOP,), LINE_END))
+    decoder = make_decoder(
+        chosen, seed, Facts(VOCAB, forbidden, len(canvas) + GROWTH, EXPAND, DELETE, (STOP,), LINE_END)
+    )
     decoder.check(canvas)
     return Job(
         canvas, decoder, make_cache(chosen), chosen, seed, record.attention, record.block_length, 0, record.logit_shift,
@@ -113,8 +116,8 @@ def random_job(name: str, seed: int) -> tuple[Job, Logits]:
         spec |= {"attention": "block_causal", "block_length": options.get("block_length", 4)}
     logits = random_table(VOCAB, float(rng.choice([2.0, 4.0, 9.0])))
     if name == "daedal":  # which looks for the end of an answer in a window of 32 tokens
-        options["threshold"] = float(rng.uniform(0.05, 0.5))  # fewer steps
-        layout, end = "gg" + "." * int(rng.integers(17, 26)), int(rng.integers(0, 12))
+        options |= {"threshold": float(rng.uniform(0.05, 0.5)), "relaxed_threshold": float(rng.uniform(0.2, 0.95))}
+        layout, end = "gg" + "." * int(rng.integers(17, 26)), int(rng.integers(0, 6))
         return a_job(name, layout, seed, spec, **options), ending(logits, end)
     return a_job(name, random_layout(rng), seed, spec, **options), logits
 

@@ -31,8 +31,10 @@ class DecoderRow:
     source    where the algorithm comes from
     defaults  its settings; `steps` None = one token per step, other None = off
     choices   for options that are words: those it knows
-    traits    blocks: denoises block after block; rewrites: committed tokens can change or become masked again anywhere;
-              resizes: the canvas can grow and shrink; reorders: the model reads known tokens first;
+    traits    blocks: denoises block after block and writes nowhere else
+              rewrites: committed tokens can change or become masked again anywhere
+              resizes: the canvas can grow and shrink
+              reorders: the model reads known tokens first
               noise: unknown positions hold random tokens
     """
 
@@ -165,7 +167,7 @@ DECODERS: dict[str, DecoderRow] = {
         {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.1, "expansions": 64},
         traits=frozenset({"resizes"}),
     ),
-    "prophet": DecoderRow("prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, _LLADA_WORDS, _BLOCKS),
+    "prophet": DecoderRow("prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, _LLADA_WORDS),
 }
 DEFAULT_DECODER = "random-keep"
 
