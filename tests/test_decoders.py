@@ -240,6 +240,14 @@ def test_what_combines_badly_is_refused_with_the_reason(
         a_job(name, "g....", 1, spec, **options)
 
 
+def test_records_that_name_no_decoder_get_one_that_goes_with_the_model() -> None:
+    kinds = {"random-keep": {}, "threshold": {"attention": "block_causal", "block_length": 4},
+             "entropy-bound": {"process": "uniform"}}  # fmt: skip
+    for name, kind in kinds.items():
+        spec = DiffusionSpec(MASK, False, **kind)  # type: ignore[arg-type]
+        assert settings_for(GenerateOptions(), spec, 8).decoder == name
+
+
 def test_dreamon_needs_a_model_that_can_expand() -> None:
     chosen = settings_for(GenerateOptions(decoder="dreamon"), DiffusionSpec(MASK, True), 4)
     decoder = make_decoder(chosen, 1, Facts(VOCAB))

@@ -232,9 +232,16 @@ _OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY) 
 ALIASES = {"origin": "random", "maskgit_plus": "confidence", "topk_margin": "margin", "entropy_bounded": "entropy"}
 
 
+def default_decoder(spec: DiffusionSpec) -> str:
+    """For records that name none."""
+    if spec.process == "uniform":
+        return "entropy-bound"
+    return "threshold" if spec.attention == "block_causal" else DEFAULT_DECODER
+
+
 def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> Settings:
     """The settings in force for a canvas with `masked` positions to fill; OptionError for what cannot be honoured."""
-    name = options.decoder or spec.decoder or DEFAULT_DECODER
+    name = options.decoder or spec.decoder or default_decoder(spec)
     row = DECODERS.get(name)
     if row is None:
         raise OptionError(f"the model record asks for the decoder '{name}', expected one of {', '.join(DECODERS)}")
