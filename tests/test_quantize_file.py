@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from quantize_cases import ModelCase
+from reference import Reference, kl_divergence, visible_to
 
 from localdiff.cli import main
 from localdiff.engine import EngineModel, File, Request
@@ -281,11 +282,32 @@ def test_a_failure_or_ctrl_c_leaves_the_old_file(source: Path, tmp_path: Path) -
         quantize(source, out, type="q4_k_m", overwrite=False)
 
 
+@pytest.mark.parametrize(("math", "bound"), [("exact", 1e-3), ("fast", 1e-2)])
+@pytest.mark.parametrize("kind", [T.Q3_K, T.IQ4_NL, T.IQ4_XS, T.MXFP4])
+def test_low_types_multiply_as_the_dequantised_weights(
+    source: Path, tmp_path: Path, kind: T, math: str, bound: float
+) -> None:
+    """Against gguf's own decoding and float64; what remains is the 8-bit input (fast: and folded weights)."""
+    path = tmp_path / "out.gguf"
+    if kind == T.MXFP4:
+        write_values(path, LLAMA, kind)
+    else:
+        quantize(source, path, type="q3_k_s" if kind == T.Q3_K else kind.name.lower())
+    assert sum(tensor.tensor_type == kind for tensor in gguf.GGUFReader(path).tensors) >= 10
+    tokens = np.random.default_rng(3).integers(0, 96, 24, dtype=np.int32)
+    expected = Reference(path).logits(tokens, visible_to("full", 24))
+    with File.open(path) as file, EngineModel(file, threads=1) as model, model.session(rows=24, math=math) as session:
+        found = session.logits([Request(tokens=tokens, score=np.arange(24, dtype=np.int32))])[0]
+    divergence = kl_divergence(expected, found)
+    print(f"{kind.name} {math}: KL {divergence:.1e}")
+    assert 0 <= divergence <= bound
+
+
 def test_types_without_kernels_are_refused_by_name_when_run(source: Path, tmp_path: Path) -> None:
-    quantize(source, tmp_path / "out.gguf", type="iq4_nl")
+    quantize(source, tmp_path / "out.gguf", type="q2_k")
     with File.open(tmp_path / "out.gguf") as file:
         assert np.isfinite(file.decode("blk.0.attn_q.weight")).all()
-        with pytest.raises(ModelFileError, match=r"blk\.0\.\S+: type IQ4_NL cannot be run"):
+        with pytest.raises(ModelFileError, match=r"blk\.0\.\S+: type Q2_K cannot be run"):
             EngineModel(file)
 
 

@@ -5,8 +5,8 @@
 // Folded weights are computed in 1/256: 128 for the unsigned byte and a half for rounding.
 constexpr float kFoldZero = 0x8080;
 
-// Values are taken as signed, less 2^(bits - 1); what that adds to a minimum, in scales.
-inline float fold_half(const PackedTraits& t) { return static_cast<float>(1 << (t.bits - 1)); }
+// Values are taken as signed, less 2^(reach - 1); what that adds to a minimum, in scales.
+inline float fold_half(const PackedTraits& t) { return static_cast<float>(1 << (t.reach - 1)); }
 
 // From the bits of a group's largest magnitude.
 struct GroupScale {
@@ -52,7 +52,7 @@ inline void quantize_groups(const float* x, int k, const Int8Row& row) {
 // less the kind's offset, or without it where they are as_stored.
 template <int kFlip, int kDepth>
 inline void fold_chunk(const PackedTraits& t, bool as_stored, Int8Chunk* chunk) {
-  const int shift = 16 - t.bits, centre = t.bits == 8 ? 0 : (1 << (t.bits - 1)) - (as_stored ? 0 : t.offset);
+  const int shift = 16 - t.reach, centre = t.reach == 8 ? 0 : (1 << (t.reach - 1)) - (as_stored ? 0 : t.offset);
   const float half = fold_half(t), top = 2 * half - 1;
   const int spans = chunk->k / t.span, per_group = kGroup / t.span;
   for (int first = 0; first < spans; first += per_group) {

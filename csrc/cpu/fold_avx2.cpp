@@ -15,7 +15,7 @@ constexpr int kRows = 4;
 
 void unpack(const PackedTraits& t, const uint8_t* records, int k, Int8Chunk* chunk) {
   gemm_avx2.int8_unpack(t, records, k, chunk);
-  fold_chunk<0x80, 4>(t, t.bits == 4, chunk);
+  fold_chunk<0x80, 4>(t, t.reach == 4, chunk);
 }
 
 // A sum that the compiler takes as it is, see gemm_avx2.cpp.

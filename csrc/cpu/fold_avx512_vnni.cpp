@@ -46,15 +46,15 @@ inline __m512i twice(__m512 x) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, whole, _mm512_slli_epi32(whole, 16));
 }
 
-// What folds one span of 16 channels: w = (q * by + plus) / 256, with q = stored value - 2^(bits - 1).
+// What folds one span of 16 channels: w = (q * by + plus) / 256, with q = value centred in kReach bits.
 struct Factors {
   __m512i by, plus;
 };
 
 // Factors of the spans of a group of 16 channels; returns the scale of the group.
-template <int kBits, bool kMinimum>
+template <int kReach, bool kMinimum>
 inline __m512 group_factors(const float* scale, const float* minimum, int spans, Factors* out) {
-  const __m512 half = _mm512_set1_ps(1 << (kBits - 1)), top = _mm512_set1_ps((1 << kBits) - 1);
+  const __m512 half = _mm512_set1_ps(1 << (kReach - 1)), top = _mm512_set1_ps((1 << kReach) - 1);
   __m512 largest = _mm512_setzero_ps();
   for (int i = 0; i < spans; ++i) {
     const __m512 s = _mm512_load_ps(scale + i * kPanel);
@@ -67,7 +67,7 @@ inline __m512 group_factors(const float* scale, const float* minimum, int spans,
   const __m512 group = _mm512_mul_ps(largest, _mm512_set1_ps(1 / 127.0f));
   const __mmask16 some = _mm512_cmp_ps_mask(group, _mm512_setzero_ps(), _CMP_GT_OQ);
   const __m512 inverse = _mm512_maskz_div_ps(some, _mm512_set1_ps(1.0f), group);
-  const __m512 unit_scale = _mm512_set1_ps(128 << kBits), zero = _mm512_set1_ps(kFoldZero);
+  const __m512 unit_scale = _mm512_set1_ps(128 << kReach), zero = _mm512_set1_ps(kFoldZero);
   for (int i = 0; i < spans; ++i) {
     const __m512 unit = _mm512_mul_ps(_mm512_load_ps(scale + i * kPanel), inverse);
     out[i].by = twice(_mm512_min_ps(_mm512_mul_ps(unit, unit_scale), _mm512_set1_ps(32767.0f)));
@@ -94,29 +94,38 @@ inline __m512i fold_bytes(__m512i even, __m512i odd, const Factors& f) {
   return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_srli_epi16(even, 8), odd);
 }
 
-// Steps i and i + 1 of 16 channels (8 bits: step i only).
-template <int kBits>
-inline void fold_steps(const uint8_t* q, const uint8_t* high, int i, int half, const Factors& f, __m512i w[2]) {
-  if (kBits == 4) {
+inline __m512i fold_signed(__m512i w, const Factors& f) {
+  return fold_bytes(_mm512_slli_epi16(w, 8), _mm512_and_si512(w, _mm512_set1_epi16(-256)), f);
+}
+
+// Steps i and i + 1 of 16 channels (8 bits: step i only). Four bits that reach eight are looked up in the table.
+template <int kBits, int kReach>
+inline void fold_steps(const uint8_t* q, const uint8_t* high, int i, int half, __m512i table, const Factors& f,
+                       __m512i w[2]) {
+  if (kBits == 4 && kReach <= 4) {
     const __m512i packed = _mm512_loadu_si512(q + i * 64 + half * 64);
-    const auto value = [&](int shift) { return centred<4>(_mm512_slli_epi16(packed, shift)); };
+    const auto value = [&](int shift) { return centred<kReach>(_mm512_slli_epi16(packed, shift + 4 - kReach)); };
     w[0] = fold_bytes(value(12), value(4), f);
     w[1] = fold_bytes(value(8), value(0), f);
     return;
   }
   unpack_steps<kBits>(q, high, i, half, w);
   if (kBits == 8) {  // signed as they are
-    w[0] = fold_bytes(_mm512_slli_epi16(w[0], 8), _mm512_and_si512(w[0], _mm512_set1_epi16(-256)), f);
+    w[0] = fold_signed(w[0], f);
     return;
   }
 #pragma GCC unroll 2
   for (int j = 0; j < 2; ++j) {
-    const __m512i even = _mm512_slli_epi16(w[j], 16 - kBits), odd = _mm512_slli_epi16(w[j], 8 - kBits);
-    w[j] = fold_bytes(centred<kBits>(even), centred<kBits>(odd), f);
+    if (kReach == 8) {
+      w[j] = fold_signed(_mm512_shuffle_epi8(table, w[j]), f);
+    } else {
+      const __m512i even = _mm512_slli_epi16(w[j], 16 - kReach), odd = _mm512_slli_epi16(w[j], 8 - kReach);
+      w[j] = fold_bytes(centred<kReach>(even), centred<kReach>(odd), f);
+    }
   }
 }
 
-template <int kBits, int kSpan, bool kMinimum>
+template <int kBits, int kReach, int kSpan, bool kMinimum>
 void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
   constexpr int kSteps = kBits == 8 ? 1 : 2, kGroupSpans = kGroup / kSpan;
   const size_t record = record_at(t, p).next - p;
@@ -124,6 +133,7 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
     unpack_scales(t, record_at(t, p + i * record), chunk->scale + i * t.record / kSpan * kPanel,
                   chunk->minimum + i * t.record / kBlock * kPanel);
   }
+  const __m512i table = t.table ? load_table(t) : _mm512_setzero_si512();
   const int spans = k / kSpan, record_spans = t.record / kSpan;
   for (int first = 0; first < spans; first += kGroupSpans) {
     const int count = first + kGroupSpans < spans ? kGroupSpans : spans - first;
@@ -131,7 +141,7 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
     for (int half = 0; half < 2; ++half) {
       const int at = first * kPanel + 16 * half;
       Factors factors[kGroupSpans];
-      const __m512 scale = group_factors<kBits, kMinimum>(chunk->scale + at, chunk->minimum + at, count, factors);
+      const __m512 scale = group_factors<kReach, kMinimum>(chunk->scale + at, chunk->minimum + at, count, factors);
       _mm512_store_ps(chunk->group_scale + first / kGroupSpans * kPanel + 16 * half, scale);
       for (int span = 0; span < count; ++span) {
         const Record from = record_at(t, p + (first + span) / record_spans * record);
@@ -142,7 +152,7 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
 #pragma GCC unroll 8
         for (int i = 0; i < kSpan / 4; i += kSteps) {
           __m512i w[2];
-          fold_steps<kBits>(q, high, i, half, factors[span], w);
+          fold_steps<kBits, kReach>(q, high, i, half, table, factors[span], w);
           for (int j = 0; j < kSteps; ++j) _mm512_store_si512(out + (i + j) * 128, w[j]);
         }
       }
@@ -151,14 +161,18 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
 }
 
 void unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  if (t.bits == 4) {
-    t.minimum ? unpack_records<4, 32, true>(t, p, k, chunk) : unpack_records<4, 32, false>(t, p, k, chunk);
+  if (t.table) {
+    unpack_records<4, 8, 32, false>(t, p, k, chunk);
+  } else if (t.bits == 4 && t.span == 16) {
+    unpack_records<4, 3, 16, false>(t, p, k, chunk);
+  } else if (t.bits == 4) {
+    t.minimum ? unpack_records<4, 4, 32, true>(t, p, k, chunk) : unpack_records<4, 4, 32, false>(t, p, k, chunk);
   } else if (t.bits == 5) {
-    t.minimum ? unpack_records<5, 32, true>(t, p, k, chunk) : unpack_records<5, 32, false>(t, p, k, chunk);
+    t.minimum ? unpack_records<5, 5, 32, true>(t, p, k, chunk) : unpack_records<5, 5, 32, false>(t, p, k, chunk);
   } else if (t.bits == 6) {
-    unpack_records<6, 16, false>(t, p, k, chunk);
+    unpack_records<6, 6, 16, false>(t, p, k, chunk);
   } else {
-    unpack_records<8, 32, false>(t, p, k, chunk);
+    unpack_records<8, 8, 32, false>(t, p, k, chunk);
   }
 }
 

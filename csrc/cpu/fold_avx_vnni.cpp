@@ -20,7 +20,7 @@ inline void dot4(__m256i& acc, __m256i x, __m256i w) {
 
 void unpack(const PackedTraits& t, const uint8_t* records, int k, Int8Chunk* chunk) {
   gemm_avx2.int8_unpack(t, records, k, chunk);
-  fold_chunk<0, 4>(t, t.bits == 4, chunk);
+  fold_chunk<0, 4>(t, t.reach == 4, chunk);
 }
 
 template <int kRowCount>

@@ -36,18 +36,38 @@ constexpr int kMaxPanel = 32;     // of any kernel row
 // ---- packed weights ----
 
 // What is stored per weight. "super": 256 values share float16 d (and dmin), blocks have 8-bit codes; else every block
-// of 32 has a float16 scale (and minimum). w = scale * (q - offset) + minimum.
-enum class PackedKind { f32, f16, bf16, i4, i4_min, i5, i5_min, i8, i4_super_min, i5_super_min, i6_super, count };
+// of 32 has a float16 scale (and minimum). w = scale * (q - offset) + minimum, or scale * table[q].
+enum class PackedKind {
+  f32,
+  f16,
+  bf16,
+  i4,
+  i4_min,
+  i5,
+  i5_min,
+  i8,
+  i4_super_min,
+  i5_super_min,
+  i6_super,
+  i3_super,
+  iq4,
+  iq4_super,
+  e2m1,
+  count
+};
 
 struct PackedTraits {
   const char* name;
   bool integer;  // int8 arithmetic, else float32
   int bits;      // per stored weight; integers: 4, 5, 6 or 8
-  int record;    // values of k per record
-  int span;      // values of k per scale: 32 or 16; 0 where there is none
+  int reach;   // bits of q - offset or of an entry of the table: it lies in [-2^(reach - 1), 2^(reach - 1)) if centred
+  int record;  // values of k per record
+  int span;    // values of k per scale: 32 or 16; 0 where there is none
   bool minimum;
   bool super;
-  int offset;  // subtracted from stored values; 8 bits are signed as they are
+  int offset;           // subtracted from stored values; 8 bits are signed as they are
+  const int8_t* table;  // of 4 stored bits, 16 entries; null: they are numbers
+  bool bfloat;          // scales are bfloat16: powers of two beyond float16
 };
 const PackedTraits& packed_traits(PackedKind kind);
 
@@ -118,7 +138,7 @@ struct Int8Row {
 // A chunk of one panel, unpacked. Which parts are filled is between a row's unpack and tile.
 struct Int8Chunk {
   int k;  // multiple of 32
-  int bits, span, offset;
+  int reach, span, offset;
   bool minimum_used;
   uint8_t* q;          // [k / 4][panel][4]
   int32_t* start;      // [k / span][panel]

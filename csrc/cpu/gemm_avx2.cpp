@@ -20,6 +20,9 @@ constexpr int kFloatRows = 6;
 #include "cpu/gemm.inl"
 
 inline __m256 load_half(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline __m256 load_bfloat(const uint8_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
 inline __m256 load_s8(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
@@ -69,7 +72,7 @@ void quantize(const float* x, int k, const Int8Row& row) {
 // Scales and minimums of one record, to [spans][16] and [blocks][16].
 inline void unpack_scales(const PackedTraits& t, const Record& record, float* scale, float* minimum) {
   for (int half = 0; half < kPanel; half += 8) {
-    const __m256 d = load_half(record.d + 2 * half);
+    const __m256 d = t.bfloat ? load_bfloat(record.d + 2 * half) : load_half(record.d + 2 * half);
     if (!t.super) {
       _mm256_store_ps(scale + half, d);
       if (t.minimum) _mm256_store_ps(minimum + half, load_half(record.dmin + 2 * half));
@@ -92,12 +95,13 @@ inline __m256i high_bits(const uint8_t* high, int shift, __m256i mask) {
   return _mm256_slli_epi16(_mm256_and_si256(bits, mask), 4);
 }
 
-// 4 bits stay unsigned; the others become signed bytes.
+// Values of 4 bits stay unsigned; the others become signed bytes.
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
   const int more = t.bits - 4;
   const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << more) - 1));
   const __m256i less = _mm256_set1_epi8(static_cast<char>(t.offset));
   const __m256i low = _mm256_set1_epi8(15);
+  const __m256i table = t.table ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t.table)) : low;
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
@@ -117,8 +121,15 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
         const __m256i packed = _mm256_loadu_si256((const __m256i*)(q + half));
         __m256i w0 = _mm256_and_si256(packed, low), w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
         if (more) {
-          w0 = _mm256_sub_epi8(_mm256_or_si256(w0, high_bits(high + half, shift % 8, mask)), less);
-          w1 = _mm256_sub_epi8(_mm256_or_si256(w1, high_bits(high + half, shift % 8 + more, mask)), less);
+          w0 = _mm256_or_si256(w0, high_bits(high + half, shift % 8, mask));
+          w1 = _mm256_or_si256(w1, high_bits(high + half, shift % 8 + more, mask));
+        }
+        if (t.table) {
+          w0 = _mm256_shuffle_epi8(table, w0);
+          w1 = _mm256_shuffle_epi8(table, w1);
+        } else if (t.reach != 4) {
+          w0 = _mm256_sub_epi8(w0, less);
+          w1 = _mm256_sub_epi8(w1, less);
         }
         _mm256_store_si256((__m256i*)(out + half), w0);
         _mm256_store_si256((__m256i*)(out + 64 + half), w1);
@@ -229,17 +240,13 @@ constexpr Int8TileFunction kShortTiles[kInt8Rows] = LD_TILES(8, 16, false);
 
 void int8_tile(const Int8Tile& tile) {
   const Int8Chunk& chunk = *tile.chunk;
-  const Int8TileFunction* tiles = chunk.span == 16 ? kShortTiles : kTiles[chunk.bits > 4][chunk.minimum_used];
+  const Int8TileFunction* tiles = chunk.span == 16 ? kShortTiles : kTiles[chunk.reach > 4][chunk.minimum_used];
   tiles[tile.rows - 1](tile);
 }
 
 void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
   for (int i = 0; i < k * kPanel; i += 8) {
-    const __m128i bits = _mm_loadu_si128((const __m128i*)(records + 2 * i));
-    const __m256 value = kind == PackedKind::f16
-                             ? _mm256_cvtph_ps(bits)
-                             : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-    _mm256_store_ps(w + i, value);
+    _mm256_store_ps(w + i, kind == PackedKind::f16 ? load_half(records + 2 * i) : load_bfloat(records + 2 * i));
   }
 }
 

@@ -47,9 +47,9 @@ void quantize(const float* x, int k, const Int8Row& row) {
 }
 
 // Bytes of one span of 16 or 32 values and the sums that its blocks start from.
-template <int kBits, int kSpan>
-inline void unpack_span(const uint8_t* q, const uint8_t* high, int offset, uint8_t* out, int32_t* start) {
-  const __m512i less = _mm512_set1_epi8(static_cast<char>(offset));
+template <int kBits, int kSpan, bool kTable>
+inline void unpack_span(const PackedTraits& t, const uint8_t* q, const uint8_t* high, uint8_t* out, int32_t* start) {
+  const __m512i less = kTable ? load_table(t) : _mm512_set1_epi8(static_cast<char>(t.offset));
   const __m512i all = _mm512_set1_epi8(-128);  // as unsigned bytes: 128
   __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 16
@@ -59,8 +59,8 @@ inline void unpack_span(const uint8_t* q, const uint8_t* high, int offset, uint8
       __m512i w[2];
       unpack_steps<kBits>(q, high, i, half, w);
       if (kBits != 8) {
-        w[0] = _mm512_sub_epi8(w[0], less);
-        w[1] = _mm512_sub_epi8(w[1], less);
+        w[0] = kTable ? _mm512_shuffle_epi8(less, w[0]) : _mm512_sub_epi8(w[0], less);
+        w[1] = kTable ? _mm512_shuffle_epi8(less, w[1]) : _mm512_sub_epi8(w[1], less);
       }
 #pragma GCC unroll 2
       for (int j = 0; j < (kBits == 8 ? 1 : 2); ++j) {
@@ -74,23 +74,25 @@ inline void unpack_span(const uint8_t* q, const uint8_t* high, int offset, uint8
   }
 }
 
-template <int kBits, int kSpan>
+template <int kBits, int kSpan, bool kTable = false>
 void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
     unpack_scales(t, record, chunk->scale + k0 / kSpan * kPanel, chunk->minimum + k0 / kBlock * kPanel);
     for (int i = 0; i < t.record; i += kSpan) {
-      unpack_span<kBits, kSpan>(record.q + i * kPanel / (kBits == 8 ? 1 : 2),
-                                record.high + i * kPanel / 8 * (kBits - 4), t.offset, chunk->q + (k0 + i) * kPanel,
-                                chunk->start + (k0 + i) / kSpan * kPanel);
+      unpack_span<kBits, kSpan, kTable>(t, record.q + i * kPanel / (kBits == 8 ? 1 : 2),
+                                        record.high + i * kPanel / 8 * (kBits - 4), chunk->q + (k0 + i) * kPanel,
+                                        chunk->start + (k0 + i) / kSpan * kPanel);
     }
   }
 }
 
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  if (t.bits == 4) {
-    unpack_records<4, 32>(t, p, k, chunk);
+  if (t.table) {
+    unpack_records<4, 32, true>(t, p, k, chunk);
+  } else if (t.bits == 4) {
+    t.span == 16 ? unpack_records<4, 16>(t, p, k, chunk) : unpack_records<4, 32>(t, p, k, chunk);
   } else if (t.bits == 5) {
     unpack_records<5, 32>(t, p, k, chunk);
   } else if (t.bits == 6) {
@@ -189,11 +191,7 @@ void int8_tile(const Int8Tile& tile) {
 
 void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
   for (int i = 0; i < k * kPanel; i += 16) {
-    const __m256i bits = _mm256_loadu_si256((const __m256i*)(records + 2 * i));
-    const __m512 value = kind == PackedKind::f16
-                             ? _mm512_cvtph_ps(bits)
-                             : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-    _mm512_store_ps(w + i, value);
+    _mm512_store_ps(w + i, kind == PackedKind::f16 ? load_half(records + 2 * i) : load_bfloat(records + 2 * i));
   }
 }
 

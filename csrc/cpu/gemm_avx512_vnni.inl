@@ -8,6 +8,9 @@
 inline void dot4(__m512i& acc, __m512i x, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w)); }
 
 inline __m512 load_half(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512 load_bfloat(const uint8_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
 inline __m512 load_s8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
@@ -15,7 +18,7 @@ inline __m512 load_s8(const uint8_t* p) {
 // Scales and minimums of one record, to [spans][32] and [blocks][32].
 inline void unpack_scales(const PackedTraits& t, const Record& record, float* scale, float* minimum) {
   for (int half = 0; half < kPanel; half += 16) {
-    const __m512 d = load_half(record.d + 2 * half);
+    const __m512 d = t.bfloat ? load_bfloat(record.d + 2 * half) : load_half(record.d + 2 * half);
     if (!t.super) {
       _mm512_store_ps(scale + half, d);
       if (t.minimum) _mm512_store_ps(minimum + half, load_half(record.dmin + 2 * half));
@@ -30,6 +33,11 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
       _mm512_store_ps(minimum + i * kPanel + half, _mm512_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
     }
   }
+}
+
+// The table of a kind, for all lanes.
+inline __m512i load_table(const PackedTraits& t) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)t.table));
 }
 
 typedef uint16_t Shorts __attribute__((vector_size(64), may_alias));

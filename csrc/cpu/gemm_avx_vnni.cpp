@@ -39,7 +39,7 @@ template <int kSpan>
 void sign_and_sum(const PackedTraits& t, Int8Chunk* chunk) {
   const __m256i all = _mm256_set1_epi8(-128);  // as unsigned bytes: 128
   const __m256i less = _mm256_set1_epi8(static_cast<char>(t.offset));
-  const bool unsigned_weights = t.bits == 4 && t.offset;
+  const bool unsigned_weights = t.reach == 4 && t.offset;
   uint8_t* q = chunk->q;
   for (int span = 0; span < chunk->k / kSpan; ++span) {
     __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};

@@ -8,6 +8,9 @@
 constexpr int kLanes = kPanel / 4;  // vectors of 4 channels
 
 inline float32x4_t load_half(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+inline float32x4_t load_bfloat(const uint8_t* p) {
+  return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
 // 8 signed bytes as floats
 inline void load_s8(const uint8_t* p, float32x4_t out[2]) {
   const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
@@ -55,7 +58,7 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const int at = c + 4 * half;
-      const float32x4_t d = load_half(record.d + 2 * at);
+      const float32x4_t d = t.bfloat ? load_bfloat(record.d + 2 * at) : load_half(record.d + 2 * at);
       float32x4_t codes[2];
       for (int i = 0; i < t.record / t.span; ++i) {
         if (t.super) load_s8(record.codes + i * kPanel + c, codes);
@@ -79,6 +82,16 @@ inline uint8x16_t high_bits(const PackedTraits& t, const Record& record, int i, 
   const uint8x16_t shifted = vshlq_u8(bits, vdupq_n_s8(static_cast<int8_t>(-(bit % 8))));
   return vshlq_n_u8(vandq_u8(shifted, vdupq_n_u8(static_cast<uint8_t>((1 << more) - 1))), 4);
 }
+
+// Signed bytes of stored values of fewer than 8 bits.
+struct Decode {
+  explicit Decode(const PackedTraits& t)
+      : looked_up(t.table != nullptr),
+        by(looked_up ? vld1q_u8((const uint8_t*)t.table) : vdupq_n_u8(static_cast<uint8_t>(t.offset))) {}
+  uint8x16_t operator()(uint8x16_t stored) const { return looked_up ? vqtbl1q_u8(by, stored) : vsubq_u8(stored, by); }
+  bool looked_up;
+  uint8x16_t by;  // the table, or what is subtracted
+};
 
 // The end of a block for 4 channels of one row: t = scale * dot, plus the span before where there is one.
 inline float32x4_t scaled(int32x4_t dot, const float* scale) { return vmulq_f32(vcvtq_f32_s32(dot), vld1q_f32(scale)); }
@@ -109,10 +122,7 @@ inline void by_rows(const Tile& tile) {
 
 void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
   for (int i = 0; i < k * kPanel; i += 4) {
-    const uint8_t* from = records + 2 * i;
-    vst1q_f32(w + i, kind == PackedKind::f16
-                         ? load_half(from)
-                         : vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(from)), 16)));
+    vst1q_f32(w + i, kind == PackedKind::f16 ? load_half(records + 2 * i) : load_bfloat(records + 2 * i));
   }
 }
 

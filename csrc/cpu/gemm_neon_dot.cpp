@@ -18,7 +18,8 @@ constexpr int kFloatRows = 8;
 #include "cpu/gemm_neon.inl"
 
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  const uint8x16_t low = vdupq_n_u8(15), less = vdupq_n_u8(static_cast<uint8_t>(t.offset));
+  const uint8x16_t low = vdupq_n_u8(15);
+  const Decode decode(t);
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
@@ -35,8 +36,8 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
         const uint8x16_t packed = vld1q_u8(q + half);
         const uint8x16_t w0 = vorrq_u8(vandq_u8(packed, low), high_bits(t, record, i, half));
         const uint8x16_t w1 = vorrq_u8(vshrq_n_u8(packed, 4), high_bits(t, record, i + 1, half));
-        vst1q_u8(out + half, vsubq_u8(w0, less));
-        vst1q_u8(out + 4 * kPanel + half, vsubq_u8(w1, less));
+        vst1q_u8(out + half, decode(w0));
+        vst1q_u8(out + 4 * kPanel + half, decode(w1));
       }
     }
   }

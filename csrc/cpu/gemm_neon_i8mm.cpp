@@ -25,7 +25,8 @@ inline void store_interleaved(uint8_t* out, uint8x16_t first, uint8x16_t second)
 }
 
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  const uint8x16_t low = vdupq_n_u8(15), less = vdupq_n_u8(static_cast<uint8_t>(t.offset));
+  const uint8x16_t low = vdupq_n_u8(15);
+  const Decode decode(t);
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
@@ -41,7 +42,7 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
         } else {
           const uint8x16_t w0 = vorrq_u8(vandq_u8(packed, low), high_bits(t, record, i, 16 * c));
           const uint8x16_t w1 = vorrq_u8(vshrq_n_u8(packed, 4), high_bits(t, record, i + 1, 16 * c));
-          store_interleaved(out + 32 * c, vsubq_u8(w0, less), vsubq_u8(w1, less));
+          store_interleaved(out + 32 * c, decode(w0), decode(w1));
         }
       }
     }

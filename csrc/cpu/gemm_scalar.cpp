@@ -13,9 +13,9 @@ constexpr int kRows = 4;
 
 #include "cpu/gemm.inl"
 
-float half(const uint8_t* p) {
+float half(const uint8_t* p, bool bfloat = false) {
   float value;
-  type_traits(static_cast<int32_t>(TensorType::f16))->decode(p, &value, 1);
+  type_traits(static_cast<int32_t>(bfloat ? TensorType::bf16 : TensorType::f16))->decode(p, &value, 1);
   return value;
 }
 
@@ -48,7 +48,7 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
     const Record record = record_at(t, p);
     p = record.next;
     for (int c = 0; c < kPanel; ++c) {
-      const float d = half(record.d + 2 * c), dmin = t.minimum ? half(record.dmin + 2 * c) : 0.0f;
+      const float d = half(record.d + 2 * c, t.bfloat), dmin = t.minimum ? half(record.dmin + 2 * c) : 0.0f;
       for (int i = 0; i < t.record / t.span; ++i) {
         const float code = t.super ? static_cast<int8_t>(record.codes[i * kPanel + c]) : 1.0f;
         chunk->scale[(k0 / t.span + i) * kPanel + c] = d * code;
@@ -60,6 +60,7 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
         const int step = t.bits == 8 ? 4 : 8, more = t.bits - 4;
         int q = record.q[(i / step * kPanel + c) * 4 + i % 4];
         if (t.bits != 8) q = (i % 8 < 4 ? q & 15 : q >> 4) - t.offset;
+        if (t.table) q = t.table[q];
         if (t.bits == 5 || t.bits == 6) {
           const int bit = i / 4 * more;  // counted through bytes that belong to the same i % 4
           q += (record.high[(bit / 8 * kPanel + c) * 4 + i % 4] >> bit % 8 & ((1 << more) - 1)) << 4;

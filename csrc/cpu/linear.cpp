@@ -133,7 +133,7 @@ struct Product {
     const bool fast = scratch.math() == Math::fast;
     Int8Chunk chunk;
     chunk.k = k;
-    chunk.bits = traits.bits;
+    chunk.reach = traits.reach;
     chunk.span = traits.span;
     chunk.offset = traits.offset;
     chunk.minimum_used = traits.minimum;

@@ -4,25 +4,40 @@
 // once per load and is bound by memory, so no kernel row needs its own.
 #include "cpu/repack.h"
 
+#include <array>
 #include <cstring>
+
+#include "quant/codebook.h"
 
 namespace ld {
 namespace {
 
 constexpr int kSuper = 256;
 
+// E2M1 in sixteenths, so that its entries fill a byte: fast arithmetic takes steps of what a byte allows.
+constexpr int kE2m1Shift = 3;  // more than the doubled ones
+constexpr auto kE2m1Wide = [] {
+  std::array<int8_t, 16> out = {};
+  for (int i = 0; i < 16; ++i) out[i] = static_cast<int8_t>(quant::kE2m1[i] * (1 << kE2m1Shift));
+  return out;
+}();
+
 constexpr PackedTraits kTraits[static_cast<int>(PackedKind::count)] = {
-    {"f32", false, 32, 1, 0, false, false, 0},
-    {"f16", false, 16, 1, 0, false, false, 0},
-    {"bf16", false, 16, 1, 0, false, false, 0},
-    {"i4", true, 4, kBlock, 32, false, false, 8},
-    {"i4_min", true, 4, kBlock, 32, true, false, 0},
-    {"i5", true, 5, kBlock, 32, false, false, 16},
-    {"i5_min", true, 5, kBlock, 32, true, false, 0},
-    {"i8", true, 8, kBlock, 32, false, false, 0},
-    {"i4_super_min", true, 4, kSuper, 32, true, true, 0},
-    {"i5_super_min", true, 5, kSuper, 32, true, true, 0},
-    {"i6_super", true, 6, kSuper, 16, false, true, 32},
+    {"f32", false, 32, 0, 1, 0, false, false, 0, nullptr, false},
+    {"f16", false, 16, 0, 1, 0, false, false, 0, nullptr, false},
+    {"bf16", false, 16, 0, 1, 0, false, false, 0, nullptr, false},
+    {"i4", true, 4, 4, kBlock, 32, false, false, 8, nullptr, false},
+    {"i4_min", true, 4, 4, kBlock, 32, true, false, 0, nullptr, false},
+    {"i5", true, 5, 5, kBlock, 32, false, false, 16, nullptr, false},
+    {"i5_min", true, 5, 5, kBlock, 32, true, false, 0, nullptr, false},
+    {"i8", true, 8, 8, kBlock, 32, false, false, 0, nullptr, false},
+    {"i4_super_min", true, 4, 4, kSuper, 32, true, true, 0, nullptr, false},
+    {"i5_super_min", true, 5, 5, kSuper, 32, true, true, 0, nullptr, false},
+    {"i6_super", true, 6, 6, kSuper, 16, false, true, 32, nullptr, false},
+    {"i3_super", true, 4, 3, kSuper, 16, false, true, 4, nullptr, false},  // a third more memory than the file
+    {"iq4", true, 4, 8, kBlock, 32, false, false, 0, quant::kCodebook, false},
+    {"iq4_super", true, 4, 8, kSuper, 32, false, true, 0, quant::kCodebook, false},
+    {"e2m1", true, 4, 8, kBlock, 32, false, false, 0, kE2m1Wide.data(), true},
 };
 
 // Where the parts of a record begin; the order that record_bytes states.
@@ -96,7 +111,7 @@ inline Words spread_fifth(Words bits) {
 // What stands beside the values of one block: scale = d * code and minimum = -dmin * code for super kinds, d and dmin
 // themselves otherwise.
 struct Head {
-  uint16_t d, dmin;  // float16
+  uint16_t d, dmin;  // float16 (or bfloat16)
   uint8_t codes[kSuper / 16], min_codes[kSuper / kBlock];
 };
 
@@ -227,6 +242,76 @@ struct Q6_K {
   }
 };
 
+// Third bits [32], low pairs [2][32], sixteen 6-bit scales in 12 bytes, d.
+struct Q3_K {
+  static constexpr TensorType kType = TensorType::q3_k;
+  static constexpr PackedKind kKind = PackedKind::i3_super;
+  static constexpr int kBytes = 110;
+  static void head(const uint8_t* p, Head* h) {
+    const uint32_t low[2] = {word(p + 96), word(p + 100)}, high = word(p + 104);
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t codes = (low[i % 2] >> i / 2 * 4 & kLow) | (high >> 2 * i & 0x03030303u) << 4;
+      memcpy(h->codes + 4 * i, &codes, 4);
+    }
+    for (uint8_t& code : h->codes) code = static_cast<uint8_t>(code - 32);
+    h->d = half_at(p + 108);
+  }
+  static void values(const uint8_t* const* p, Units low, Units) {
+    Words third[8];  // bit b is that of the b-th 32 values
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) third[i] = words(p, 4 * i);
+    for (int half = 0; half < 2; ++half) {
+      Words pairs[8];  // bits 2 b and 2 b + 1 are those of the b-th 32 values
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) pairs[i] = words(p, 32 + 32 * half + 4 * i);
+      for (int b = 0; b < 4; ++b) {
+        const auto three = [&](int i) {
+          return (pairs[i] >> 2 * b & 0x03030303u) | (third[i] >> (4 * half + b) & 0x01010101u) << 2;
+        };
+#pragma GCC unroll 4
+        for (int i = 0; i < 8; i += 2) low.put(three(i) | three(i + 1) << 4);
+      }
+    }
+  }
+};
+
+struct IQ4_NL {
+  static constexpr TensorType kType = TensorType::iq4_nl;
+  static constexpr PackedKind kKind = PackedKind::iq4;
+  static constexpr int kBytes = 18;
+  static void head(const uint8_t* p, Head* h) { h->d = half_at(p); }
+  static void values(const uint8_t* const* p, Units low, Units) { put_nibbles<4>(p, 2, &low); }
+};
+
+// d, high pairs and low nibbles of eight 6-bit scales, eight blocks as those of IQ4_NL.
+struct IQ4_XS {
+  static constexpr TensorType kType = TensorType::iq4_xs;
+  static constexpr PackedKind kKind = PackedKind::iq4_super;
+  static constexpr int kBytes = 136;
+  static void head(const uint8_t* p, Head* h) {
+    h->d = half_at(p);
+    for (int b = 0; b < kSuper / kBlock; ++b) {
+      const int low = p[4 + b / 2] >> b % 2 * 4 & 15, high = half_at(p + 2) >> 2 * b & 3;
+      h->codes[b] = static_cast<uint8_t>((low | high << 4) - 32);
+    }
+  }
+  static void values(const uint8_t* const* p, Units low, Units) {
+    for (int i = 0; i < kSuper; i += kBlock) put_nibbles<4>(p, 8 + i / 2, &low);
+  }
+};
+
+// 2^(exponent - 128) of doubled values, less what they are shifted by; the smallest are denormal.
+struct MXFP4 {
+  static constexpr TensorType kType = TensorType::mxfp4;
+  static constexpr PackedKind kKind = PackedKind::e2m1;
+  static constexpr int kBytes = 17;
+  static void head(const uint8_t* p, Head* h) {
+    constexpr int kFirst = kE2m1Shift + 2;  // the smallest normal one
+    h->d = static_cast<uint16_t>(p[0] < kFirst ? 1 << (p[0] + 7 - kFirst) : (p[0] - kFirst + 1) << 7);
+  }
+  static void values(const uint8_t* const* p, Units low, Units) { put_nibbles<4>(p, 1, &low); }
+};
+
 template <class Type>
 void integer_records(const uint8_t* const* rows, int panel, int count, uint8_t* out) {
   constexpr PackedTraits t = kTraits[static_cast<int>(Type::kKind)];
@@ -297,6 +382,10 @@ constexpr Repack kRows[] = {
     row_of<Q4_K>(),
     row_of<Q5_K>(),
     row_of<Q6_K>(),
+    row_of<Q3_K>(),
+    row_of<IQ4_NL>(),
+    row_of<IQ4_XS>(),
+    row_of<MXFP4>(),
 };
 
 }  // namespace

@@ -14,7 +14,6 @@ namespace ld::quant {
 namespace {
 
 constexpr size_t kGroup = 32, kSuper = 256;
-constexpr int8_t kE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // doubled
 constexpr uint8_t kLargestExponent = 252;  // 12 times the scale of 253 is infinite; 255 means NaN
 
 void decode_group(const uint8_t* packed, float scale, const int8_t* book, float* dst) {

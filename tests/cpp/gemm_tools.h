@@ -19,9 +19,14 @@
 
 namespace ld {
 
-inline const TensorType kTypes[] = {TensorType::f32,  TensorType::f16,  TensorType::bf16, TensorType::q4_0,
-                                    TensorType::q4_1, TensorType::q5_0, TensorType::q5_1, TensorType::q8_0,
-                                    TensorType::q4_k, TensorType::q5_k, TensorType::q6_k};
+inline const TensorType kTypes[] = {TensorType::f32,    TensorType::f16,    TensorType::bf16, TensorType::q4_0,
+                                    TensorType::q4_1,   TensorType::q5_0,   TensorType::q5_1, TensorType::q8_0,
+                                    TensorType::q4_k,   TensorType::q5_k,   TensorType::q6_k, TensorType::q3_k,
+                                    TensorType::iq4_nl, TensorType::iq4_xs, TensorType::mxfp4};
+
+inline bool is_integer(TensorType type) {
+  return type != TensorType::f32 && type != TensorType::f16 && type != TensorType::bf16;
+}
 
 inline std::vector<const KernelRow*> supported_rows() {
   int count;
@@ -43,12 +48,17 @@ inline std::vector<int> half_offsets(TensorType type) {
     case TensorType::q4_0:
     case TensorType::q5_0:
     case TensorType::q8_0:
+    case TensorType::iq4_nl:
+    case TensorType::iq4_xs:
       return {0};
+    case TensorType::q3_k:
+      return {108};
     case TensorType::q6_k:
       return {208};
     case TensorType::f32:
     case TensorType::f16:
     case TensorType::bf16:
+    case TensorType::mxfp4:  // an exponent
       return {};
     default:
       return {0, 2};
@@ -75,6 +85,7 @@ struct Matrix {
     }
     for (size_t i = 0; i < bytes.size(); i += traits->block_bytes) {
       for (int offset : half_offsets(type)) set_half(i + offset, static_cast<uint16_t>((random() & 0x87ff) | 0x2000));
+      if (type == TensorType::mxfp4) bytes[i] = static_cast<uint8_t>(118 + random() % 8);
     }
   }
   void set_half(size_t at, uint16_t bits) { memcpy(&bytes[at], &bits, 2); }

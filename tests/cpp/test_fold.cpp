@@ -10,10 +10,6 @@ using namespace ld;
 
 namespace {
 
-bool is_integer(TensorType type) {
-  return type != TensorType::f32 && type != TensorType::f16 && type != TensorType::bf16;
-}
-
 // Input of which every value is its own group's only one: one row per value of k, so that outputs are single weights.
 std::vector<float> identity(int k) {
   std::vector<float> x(static_cast<size_t>(k) * k);
@@ -112,7 +108,8 @@ TEST(products_equal_the_double_product_of_what_was_folded) {
 }
 
 TEST(groups_may_end_anywhere) {
-  for (TensorType type : {TensorType::q4_0, TensorType::q5_1, TensorType::q8_0}) {
+  for (TensorType type :
+       {TensorType::q4_0, TensorType::q5_1, TensorType::q8_0, TensorType::iq4_nl, TensorType::mxfp4}) {
     for (int k : {32, 64, 96, 160, 480, 544, 576, 1056}) {
       const Matrix matrix(type, 33, k, k);
       const std::vector<float> x = random_floats(9 * static_cast<size_t>(k), k + 1);
@@ -178,4 +175,3 @@ TEST(a_value_that_is_not_finite_reaches_the_outputs) {
     }
   }
 }
-

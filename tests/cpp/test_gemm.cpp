@@ -34,7 +34,7 @@ TEST(every_row_and_type_equals_the_double_product) {
     for (const Shape& s : shapes) {
       const Matrix matrix(type, s.n, s.k, 7 * s.m + s.n);
       const std::vector<float> w = matrix.decoded(), x = random_floats(static_cast<size_t>(s.m) * s.k, s.k + s.m);
-      const std::vector<float> seen = half_offsets(type).empty() ? x : quantised(x);
+      const std::vector<float> seen = is_integer(type) ? quantised(x) : x;
       for (const KernelRow* row : rows) {
         const std::string what = std::string(row->name) + " " + matrix.traits->name;
         check_product(what.c_str(), matrix, w, seen, s.m, multiply(*row, *pack(*row, matrix), x, s.m));
@@ -44,7 +44,8 @@ TEST(every_row_and_type_equals_the_double_product) {
 }
 
 TEST(blocks_of_32_may_end_anywhere) {
-  for (TensorType type : {TensorType::q4_0, TensorType::q4_1, TensorType::q5_0, TensorType::q5_1, TensorType::q8_0}) {
+  for (TensorType type : {TensorType::q4_0, TensorType::q4_1, TensorType::q5_0, TensorType::q5_1, TensorType::q8_0,
+                          TensorType::iq4_nl, TensorType::mxfp4}) {
     for (int k : {32, 64, 96, 480, 544, 576, 1056}) {
       const Matrix matrix(type, 33, k, k);
       const std::vector<float> w = matrix.decoded(), x = random_floats(9 * static_cast<size_t>(k), k + 1);
@@ -262,11 +263,35 @@ TEST(a_float_that_is_not_finite_is_refused) {
   for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix, 2), "block 3333 has a value");
 }
 
+// Every exponent that is allowed, also those whose scales float16 does not hold: a channel each.
+TEST(mxfp4_keeps_all_its_exponents) {
+  const int n = 230, k = 32;
+  Matrix matrix(TensorType::mxfp4, n, k, 53);
+  for (int c = 0; c < n; ++c) matrix.bytes[c * matrix.traits->block_bytes] = static_cast<uint8_t>(c);
+  const std::vector<float> w = matrix.decoded();
+  std::vector<float> x(2 * static_cast<size_t>(k) * k);  // one row per value and magnitude
+  for (int i = 0; i < k; ++i) {
+    x[i * k + i] = 0x1p100f;
+    x[(k + i) * k + i] = 1.0f;
+  }
+  for (const KernelRow* row : supported_rows()) {
+    const std::vector<float> y = multiply(*row, *pack(*row, matrix), x, 2 * k);
+    for (int c = 0; c < n; ++c) {
+      for (int i = 0; i < k; ++i) {
+        const float expected = w[c * k + i] * (c < 128 ? 0x1p100f : 1.0f);
+        CHECK(std::fabs(y[(c < 128 ? i : k + i) * n + c] - expected) <= 1e-6f * std::fabs(expected));
+      }
+    }
+  }
+  matrix.bytes[7 * matrix.traits->block_bytes] = 255;
+  for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix), "block 7 has a scale");
+}
+
 TEST(a_type_without_a_kind_is_refused) {
-  const TypeTraits traits = {TensorType::iq4_xs, "IQ4_XS", 256, 136, nullptr, nullptr};
+  const TypeTraits traits = {TensorType::q2_k, "Q2_K", 256, 84, nullptr, nullptr};
   Matrix matrix(TensorType::f32, 2, 256, 1);
   matrix.traits = &traits;
-  for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix), "IQ4_XS cannot be run");
+  for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix), "Q2_K cannot be run");
 }
 
 TEST(packed_memory_is_near_the_file) {
@@ -274,14 +299,15 @@ TEST(packed_memory_is_near_the_file) {
     TensorType type;
     double bits;  // per weight, at 32 channels per panel
   };
-  const Row expected[] = {{TensorType::q4_0, 4.5},   {TensorType::q4_1, 5.0},    {TensorType::q8_0, 8.5},
-                          {TensorType::q4_k, 4.625}, {TensorType::q6_k, 6.5625}, {TensorType::q5_0, 5.5},
-                          {TensorType::q5_1, 6.0},   {TensorType::q5_k, 5.625},  {TensorType::f16, 16.0},
-                          {TensorType::f32, 32.0}};
+  const Row expected[] = {{TensorType::q4_0, 4.5},      {TensorType::q4_1, 5.0},    {TensorType::q8_0, 8.5},
+                          {TensorType::q4_k, 4.625},    {TensorType::q6_k, 6.5625}, {TensorType::q5_0, 5.5},
+                          {TensorType::q5_1, 6.0},      {TensorType::q5_k, 5.625},  {TensorType::f16, 16.0},
+                          {TensorType::f32, 32.0},      {TensorType::q3_k, 4.5625}, {TensorType::iq4_nl, 4.5},
+                          {TensorType::iq4_xs, 4.3125}, {TensorType::mxfp4, 4.5}};
   for (const KernelRow* row : supported_rows()) {
     for (const Row& each : expected) {
-      const Matrix matrix(each.type, 64, 256, 1);
-      const double wanted = 64 * 256 * each.bits / 8, bytes = static_cast<double>(pack(*row, matrix)->bytes());
+      const Matrix matrix(each.type, 64, 1024, 1);
+      const double wanted = 64 * 1024 * each.bits / 8, bytes = static_cast<double>(pack(*row, matrix)->bytes());
       CHECK(bytes >= wanted && bytes <= wanted * 1.03);  // narrow panels end on whole cache lines
     }
   }
