@@ -51,8 +51,8 @@ class DenoiseEvent:
 
     @cached_property
     def text(self) -> str:
-        """The text that is settled so far: everything before the first masked position."""
-        return self.page.settled_text(self.canvas)
+        """The text that is settled so far: before the first masked position, and what the decoder will not change."""
+        return self.page.settled_text(self.canvas, ended=self.stop_reason is not None)
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -198,7 +198,9 @@ class _Text:
         self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
         self._rows += step.rows
         self._stop_reason = step.stop_reason or "cancelled"
-        if self._first_settled is None and np.any(step.canvas.state[step.canvas.maskable[:1]] != MASKED):
+        first = step.canvas.maskable[:1]
+        final = step.stop_reason is not None or np.all(first < self.page.job.decoder.settled(step.canvas))
+        if self._first_settled is None and final and np.any(step.canvas.state[first] != MASKED):
             self._first_settled = self._seconds
 
     def result(self, setup: Setup, threads: int, drift: dict[str, float | int] | None) -> Generation:

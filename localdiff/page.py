@@ -57,8 +57,11 @@ class Page:
         masked = canvas.masked
         return min(end, int(masked[0])) if len(masked) else end
 
-    def settled_text(self, canvas: Canvas) -> str:
-        return self._decode(canvas.tokens[self.start : self.settled_end(canvas)], self.continues)
+    def settled_text(self, canvas: Canvas, ended: bool) -> str:
+        """The text that will not change any more; unless it has ended, that is the decoder's word."""
+        end = self.settled_end(canvas)
+        end = end if ended else min(end, self.job.decoder.settled(canvas))
+        return self._decode(canvas.tokens[self.start : max(self.start, end)], self.continues)
 
     def made(self, canvas: Canvas) -> list[int]:
         """The tokens made so far, without the stop token and without pads at the end of an answer."""

@@ -94,3 +94,11 @@ def test_tokens_that_ask_for_room_are_never_text() -> None:
 def test_daedal_needs_a_text_that_ends(embedded: Model) -> None:
     with pytest.raises(OptionError, match="this text has no end of its own"):
         embedded.infill("Once [[4]] time", decoder="daedal")
+
+
+@pytest.mark.parametrize("name", ["rdm", "p2", "remdm", "llada2.1", "dream", "llada"])
+def test_the_text_of_an_event_never_takes_back_what_it_said(embedded: Model, name: str) -> None:
+    options = {"edit_threshold": 0.05, "block_length": 8} if name == "llada2.1" else {}
+    texts = [e.text for e in embedded.stream("Once", max_new_tokens=24, decoder=name, seed=3, **options)]
+    assert texts[-1]
+    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))

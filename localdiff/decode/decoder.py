@@ -156,6 +156,20 @@ class Decoder:
         """What to change after a forward pass."""
         raise NotImplementedError
 
+    def settled(self, canvas: Canvas) -> int:
+        """The position before which committed tokens stay as they are, while the text goes on."""
+        return len(canvas)
+
+
+class RewritingDecoder(Decoder):
+    """A decoder that looks at every position again and may change any of them until the last step."""
+
+    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
+        return Look(canvas.maskable)
+
+    def settled(self, canvas: Canvas) -> int:
+        return 0
+
 
 def stated(value: T | None) -> T:
     """A setting that the decoder's row has."""

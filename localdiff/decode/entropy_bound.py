@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
-from .decoder import Decoder, Look, Move, Turn, stated, uniform
+from .decoder import Look, Move, RewritingDecoder, Turn, stated, uniform
 from .order import bounded
 
 CERTAIN = 0.005  # nats
 
 
-class EntropyBound(Decoder):
+class EntropyBound(RewritingDecoder):
     """Memory: the likeliest tokens of the last step."""
 
     scores_from = "sampled"

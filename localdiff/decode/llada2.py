@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..canvas import Canvas, Int32
+from ..canvas import COMMITTED, Canvas, Int32
 from .blocks import BlockDecoder, blocks, current_block
 from .decoder import Look, Move, Turn, stated
 from .order import sure_or_best
@@ -45,6 +45,12 @@ class Llada2(BlockDecoder):
         if spent >= stated(self.settings.edit_steps) or not (masked.any() or edit.any()):
             return Move(commits)
         return Move(commits, (self._block(turn.canvas, turn.memory)[0], spent), done=False)
+
+    def settled(self, canvas: Canvas) -> int:
+        if self.settings.edit_threshold is None:
+            return super().settled(canvas)
+        begun = [block for block in blocks(canvas, *self.cut) if np.any(canvas.state[block] == COMMITTED)]
+        return int(begun[-1][0]) if begun else 0
 
     def _block(self, canvas: Canvas, memory: Any) -> tuple[int, Int32]:
         if memory is None:

@@ -7,21 +7,15 @@ among them take the drawn token; other written tokens stay as they are. At the l
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..canvas import Canvas
-from .decoder import Decoder, Look, Move, Turn, stated
+from .decoder import Move, RewritingDecoder, Turn, stated
 from .order import surest
 from .schedule import left_masked
 
 
-class P2(Decoder):
+class P2(RewritingDecoder):
     scores_from = "sampled"
-
-    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
-        return Look(canvas.maskable)
 
     def step(self, turn: Turn) -> Move:
         steps = stated(self.settings.steps)

@@ -10,21 +10,15 @@ falls linearly or as a cosine; at the last step nothing is low.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ..canvas import Canvas
-from .decoder import Decoder, Look, Move, Turn, stated
+from .decoder import Move, RewritingDecoder, Turn, stated
 from .order import below_rank, gumbel, log_probability
 from .schedule import noise_rate
 
 
-class Rdm(Decoder):
+class Rdm(RewritingDecoder):
     """Memory: float64 [length], the log-probabilities that written tokens had, -inf where masked."""
-
-    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
-        return Look(canvas.maskable)
 
     def step(self, turn: Turn) -> Move:
         rows, steps = turn.rows, stated(self.settings.steps)

@@ -11,25 +11,19 @@ probability (a(s) - (1 - sigma) a(t)) / (1 - a(t)), so that the expected share s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from ..canvas import Canvas
-from .decoder import Decoder, Look, Move, Turn, stated, uniform
+from .decoder import Move, RewritingDecoder, Turn, stated, uniform
 
 LOOP = (0.55, 0.05)  # the times between which tokens are taken back and written again
 LOOP_WRITTEN = 0.9
 
 
-class ReMdm(Decoder):
+class ReMdm(RewritingDecoder):
     """Memory: float64 [length], the probabilities that tokens had when they were written."""
 
     scores_from = "sampled"
-
-    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
-        return Look(canvas.maskable)
 
     def step(self, turn: Turn) -> Move:
         steps, masked = stated(self.settings.steps), turn.masked
