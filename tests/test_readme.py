@@ -37,3 +37,12 @@ def test_every_claim_of_a_reference_has_its_cases() -> None:
     for name, cells in table().items():
         assert cells[3].startswith("transformers, numpy"), name
         assert ("llama.cpp" in cells[3]) == (name in with_llama), name
+
+
+def test_every_decoder_is_listed_with_its_source() -> None:
+    from localdiff.decode.table import DECODERS
+
+    section = (ROOT / "README.md").read_text().split("## Decoders")[1].split("##")[0]
+    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", section, re.M)) == {
+        name: row.source for name, row in DECODERS.items()
+    }
