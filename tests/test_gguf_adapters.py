@@ -67,7 +67,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def logits(path: Path, *lora: str | Path, **options: Any) -> np.ndarray:
-    with localdiff.load(path, lora=lora, **options) as model:
+    with localdiff.load(path, math="exact", lora=lora, **options) as model:
         return model.logits(TOKENS, attention="causal")
 
 
