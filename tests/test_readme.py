@@ -43,6 +43,6 @@ def test_every_decoder_is_listed_with_its_source() -> None:
     from localdiff.decode.table import DECODERS
 
     section = (ROOT / "README.md").read_text().split("## Decoders")[1].split("##")[0]
-    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", section, re.M)) == {
+    assert dict(re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", section, re.M)) == {
         name: row.source for name, row in DECODERS.items()
     }
