@@ -22,7 +22,7 @@ import pytest
 from tiny_gguf import write_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "csrc" / "examples" / "denoise.c"
+EXAMPLE = ROOT / "csrc" / "examples" / "embed.c"
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +152,11 @@ def test_adapt_says_what_to_install(clean: Path, tmp_path: Path) -> None:
 # ---- C ----
 
 
-def denoise(program: Path, model: Path) -> list[int]:
-    done = subprocess.run([program, model, "262", "0", "5", "7", "8", "9"], capture_output=True, text=True, check=True)
-    return [int(token) for token in done.stdout.split()]
+def embed(model: Path, *command: str | Path, steps: int = 0) -> tuple[int, list[int], str]:
+    """Exit status, token ids and what the callback of the example said."""
+    arguments = (model, "262", "0", str(steps), "5", "7", "8", "9")
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    return done.returncode, [int(token) for token in done.stdout.split()], done.stderr
 
 
 @pytest.mark.parametrize("way", ["doctor", "pkg-config", "cmake"])
@@ -164,12 +166,12 @@ def test_the_c_example_builds_against_the_installed_package(clean: Path, tmp_pat
     if compiler is None or tool is None:
         pytest.skip(f"no C compiler or no {way}")
     library = Path(run_clean(clean, "doctor", "--libs", cwd=tmp_path).stdout.split()[0].removeprefix("-L"))
-    program = tmp_path / "denoise"
+    program = tmp_path / "embed"
     strict = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-pedantic"]
     if way == "cmake":
         (tmp_path / "CMakeLists.txt").write_text(
-            "cmake_minimum_required(VERSION 3.20)\nproject(denoise C)\nfind_package(localdiff REQUIRED)\n"
-            f"add_executable(denoise {EXAMPLE})\ntarget_link_libraries(denoise localdiff::localdiff)\n"
+            "cmake_minimum_required(VERSION 3.20)\nproject(embed C)\nfind_package(localdiff REQUIRED)\n"
+            f"add_executable(embed {EXAMPLE})\ntarget_link_libraries(embed localdiff::localdiff)\n"
         )
         environment = {**os.environ, "CMAKE_PREFIX_PATH": str(library.parent)}
         subprocess.run([tool, "-S", tmp_path, "-B", tmp_path], check=True, capture_output=True, env=environment)
@@ -184,11 +186,45 @@ def test_the_c_example_builds_against_the_installed_package(clean: Path, tmp_pat
             ).stdout + f" -Wl,-rpath,{library}"  # fmt: skip
         subprocess.run([compiler, *strict, EXAMPLE, *asked.split(), "-o", program], check=True)
     model = write_tiny(tmp_path / "tiny.gguf")
-    tokens = denoise(program, model)
-    assert tokens == expected(model)
-    wrong = subprocess.run([program, tmp_path / "absent", "1", "0", "1", "2"], capture_output=True, text=True)
+    status, tokens, said = embed(model, program)
+    assert (status, tokens) == (0, expected(model))
+    assert said.splitlines() == [f"step {step}: {5 - step} of 8 positions are open" for step in range(1, 6)]
+    status, draft, said = embed(model, program, steps=2)
+    assert (status, len(said.splitlines()), draft.count(262)) == (3, 2, 3), "the draft is printed, masks and all"
+    assert all(token in (262, last) for token, last in zip(draft, tokens, strict=True))
+    wrong = subprocess.run([program, tmp_path / "absent", "1", "0", "0", "1", "2"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "absent" in wrong.stderr
+
+
+@pytest.mark.parametrize("checked_by", ["valgrind", "AddressSanitizer"])
+def test_the_c_example_leaves_no_memory_behind(clean: Path, tmp_path: Path, checked_by: str) -> None:
+    compiler, valgrind = shutil.which("gcc") or shutil.which("clang"), shutil.which("valgrind")
+    if compiler is None or (checked_by == "valgrind" and valgrind is None):
+        pytest.skip(f"no C compiler or no {checked_by}")
+    flags = run_clean(clean, "doctor", "--cflags", "--libs", cwd=tmp_path).stdout.split()
+    sanitized = ["-fsanitize=address,undefined"] if checked_by == "AddressSanitizer" else []
+    program = tmp_path / "embed"
+    subprocess.run([compiler, "-std=c11", "-g", *sanitized, EXAMPLE, *flags, "-o", program], check=True)
+    checker = [valgrind, "-q", "--error-exitcode=9", "--leak-check=full"] if checked_by == "valgrind" else []
+    model = write_tiny(tmp_path / "tiny.gguf")
+    for steps, status in ((0, 0), (2, 3)):
+        found, tokens, said = embed(model, *filter(None, checker), program, steps=steps)
+        assert (found, len(tokens)) == (status, 5), said
+    absent = subprocess.run([*filter(None, checker), program, "absent", "1", "0", "0", "1", "2"], capture_output=True)
+    assert absent.returncode == 1, absent.stderr
+
+
+@pytest.mark.parametrize("language", ["c11", "c++20"])
+def test_the_header_compiles_alone(clean: Path, tmp_path: Path, language: str) -> None:
+    compiler = shutil.which("c++" if language == "c++20" else "cc")
+    if compiler is None:
+        pytest.skip(f"no compiler for {language}")
+    flags = run_clean(clean, "doctor", "--cflags", cwd=tmp_path).stdout.split()
+    source = tmp_path / ("header.cpp" if language == "c++20" else "header.c")
+    source.write_text("#include <localdiff.h>\nint main(void) { return ld_abi() == LD_ABI ? 0 : 1; }\n")
+    strict = [f"-std={language}", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+    subprocess.run([compiler, *strict, *flags, "-c", source, "-o", tmp_path / "header.o"], check=True)
 
 
 def expected(model: Path) -> list[int]:
