@@ -23,6 +23,7 @@ from .compose import Composer, token_ids
 from .engine import EngineModel, File, Float32, Proposal, Request
 from .errors import ModelFileError, OptionError
 from .generation import DenoiseStream, Generation, Setup
+from .hub.store import located
 from .infill import check_parts, parse_infill
 from .options import GenerateOptions, merge
 from .page import Page
@@ -51,7 +52,7 @@ def load(
 ) -> Model:
     """Load a GGUF file.
 
-    path       None: the small story model that comes with the package
+    path       a file, or the name of a downloaded model; None: the small story model that comes with the package
     device     "auto" or "cpu"
     threads    None: all that the process may use
     diffusion  a preset or `mask=811,shift=1,attn=full,...`, for files without a diffusion record or to override it
@@ -65,7 +66,7 @@ def load(
         raise OptionError(f"device is '{device}', expected one of {', '.join(DEVICES)}")
     if path is None and not EMBEDDED.is_file():
         raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
-    where = EMBEDDED if path is None else Path(path)
+    where = EMBEDDED if path is None else located(path)
     check(math)
     named = [scaled_path(each) for each in ([lora] if isinstance(lora, (str, os.PathLike)) else lora)]
     with ExitStack() as files:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from .engine import EngineModel, File
 from .errors import OptionError
+from .hub.store import located
 from .sessions import rounded_length
 
 _MIB = 1 << 20
@@ -63,7 +64,7 @@ def plan_memory(
     """
     if batch < 1:
         raise OptionError(f"batch is {batch}, expected at least 1")
-    with File.open(path) as file, EngineModel(file, isa=isa, plan=True) as model:
+    with File.open(located(path)) as file, EngineModel(file, isa=isa, plan=True) as model:
         info, memory, metadata = model.info, model.memory, file.metadata.nbytes
         length = info.context_length if length is None else length
         if not 1 <= length <= info.context_length:

@@ -15,24 +15,24 @@
 typedef struct text {
   int32_t *tokens, length, mask, shift, left; /* left: positions that are still masked */
 } text;
-typedef void (*step_callback)(const text *text, int32_t step, void *user);
+typedef void (*step_callback)(const text* text, int32_t step, void* user);
 
-static ld_session *session; /* for the signal handler: ld_session_cancel may be called from anywhere */
+static ld_session* session; /* for the signal handler: ld_session_cancel may be called from anywhere */
 
 static void on_interrupt(int signal) {
   (void)signal;
   ld_session_cancel(session);
 }
 
-static void on_step(const text *text, int32_t step, void *user) {
+static void on_step(const text* text, int32_t step, void* user) {
   fprintf(stderr, "step %d: %d of %d positions are open\n", step, text->left, text->length);
-  if (step == *(const int32_t *)user) ld_session_cancel(session);
+  if (step == *(const int32_t*)user) ld_session_cancel(session);
 }
 
-static ld_status denoise(text *text, step_callback callback, void *user) {
+static ld_status denoise(text* text, step_callback callback, void* user) {
   const size_t n = (size_t)text->length;
   int32_t *masked = malloc(n * sizeof *masked), *token = malloc(n * sizeof *token);
-  float *probability = malloc(n * sizeof *probability);
+  float* probability = malloc(n * sizeof *probability);
   ld_status status = masked && token && probability ? LD_OK : LD_MEMORY;
   for (int32_t i = text->length - text->left, k = 0; status == LD_OK && i < text->length; i++) masked[k++] = i;
   for (int32_t step = 1; status == LD_OK && text->left > 0; step++) {
@@ -62,13 +62,13 @@ static ld_status denoise(text *text, step_callback callback, void *user) {
   return status;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc < 7) return fprintf(stderr, "usage: embed MODEL.gguf MASK SHIFT STEPS COUNT ID...\n"), 2;
   int32_t steps = atoi(argv[4]), prompt = argc - 6, count = atoi(argv[5]) < 0 ? 0 : atoi(argv[5]);
   text text = {.length = prompt + count, .mask = atoi(argv[2]), .shift = atoi(argv[3]), .left = count};
   ld_session_options options = {.struct_size = sizeof options, .slot_length = text.length};
-  ld_gguf *file = NULL;
-  ld_model *model = NULL;
+  ld_gguf* file = NULL;
+  ld_model* model = NULL;
   text.tokens = malloc(sizeof *text.tokens * (size_t)text.length);
   for (int32_t i = 0; text.tokens && i < text.length; i++) text.tokens[i] = i < prompt ? atoi(argv[6 + i]) : text.mask;
 

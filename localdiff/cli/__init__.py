@@ -26,6 +26,9 @@ COMMANDS = {  # name, also of the module -> help
     "bench": "measure the speed of a model on this machine",
     "info": "show what a GGUF file holds",
     "plan": "show the memory that a generation takes",
+    "pull": "download a model",
+    "list": "show the models on this machine",
+    "rm": "remove a downloaded model",
     "doctor": "show what this installation can use; compiler flags for C programs",
 }
 

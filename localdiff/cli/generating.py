@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
+from ..hub.store import find
 from ..options import MATH, GenerateOptions
 from . import flags
 
@@ -50,19 +51,21 @@ def generation_flags(without: tuple[str, ...] = ()) -> Callable[[flags.Command],
 
 
 def split_model(arguments: tuple[str, ...], what: str) -> tuple[str | None, str | None]:
-    """(MODEL, text) of `[MODEL.gguf] [TEXT]`: the first is a model when it ends in .gguf or is a file."""
+    """(MODEL, text) of `[MODEL.gguf] [TEXT]`: the first is a model if it ends in .gguf, is a file or was pulled."""
     if len(arguments) > 2:
         raise click.UsageError(f"Got {len(arguments)} arguments, expected a model and a {what}; put quotes around it.")
     if not arguments:
         return None, None
     first = arguments[0]
     path = Path(first)
-    if first.endswith(".gguf") or _is(path.is_file):
+    if first.endswith(".gguf") or _is(path.is_file) or find(first) is not None:
         return first, arguments[1] if len(arguments) == 2 else None
     if _is((path / "config.json").is_file):
         raise OptionError(f"{first} is a checkpoint folder, expected a .gguf file; run localdiff convert {first} first")
     if len(arguments) == 2:
-        raise OptionError(f"{first}: no such model file; to give a {what} alone, put quotes around it")
+        raise OptionError(
+            f"{first}: no such model file or downloaded model; to give a {what} alone, put quotes around it"
+        )
     return None, first
 
 

@@ -37,11 +37,13 @@ _NONE = {"block_length": "none", "canvas_max": "the context length"}  # what 0 m
 def command(file: str, diffusion: str | None, as_json: bool) -> None:
     """Show family, tokenizer, weight types, diffusion record, memory need and metadata of FILE.gguf."""
     from ..engine import File
+    from ..hub.store import located
 
-    with File.open(file) as opened:
+    path = located(file)
+    with File.open(path) as opened:
         facts = _facts(opened, diffusion)
-    facts["memory"] = _memory(file)
-    facts["arithmetic"] = _arithmetic(Path(file))
+    facts["memory"] = _memory(path)
+    facts["arithmetic"] = _arithmetic(path)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
@@ -151,7 +153,7 @@ def _token(file: File, token: int) -> str | None:
     return str(tokens[token]) if isinstance(tokens, list) and token < len(tokens) else None
 
 
-def _memory(file: str) -> dict[str, Any]:
+def _memory(file: Path) -> dict[str, Any]:
     """What one canvas as long as the context takes; the reason where the model cannot be run."""
     from ..planning import plan_memory
 
