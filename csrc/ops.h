@@ -147,9 +147,17 @@ struct Sampling {
   const int32_t* forbidden;  // [n_forbidden], host memory
   int32_t n_forbidden;
   int32_t alternatives;  // 0..64
+  float guidance;        // logits become u + (guidance + 1) * (logits - u) with those of the next row, u; 0 = off
+  float repetition_penalty;
+  const int32_t* repeated;  // [n_repeated], host memory
+  int32_t n_repeated;
+  const int32_t* bias_token;  // [n_bias], host memory
+  const float* bias;          // [n_bias]
+  int32_t n_bias;
 };
 
-// One scored row and where its results go (host memory, each may be null).
+// One scored row and where its results go (host memory, each may be null). The row after a guided one is its companion: it
+// gives logits and has no other results.
 struct ScoreRow {
   int32_t position;  // the position being predicted: with seed and step the key of the random numbers
   const Sampling* sampling;
@@ -159,6 +167,8 @@ struct ScoreRow {
   float* entropy;
   int32_t* alternative_token;
   float* alternative_probability;
+  const uint32_t* allowed = nullptr;  // bits of the tokens that may be proposed, host memory; null = all
+  float* logits = nullptr;            // [vocab] as the head gives them
 };
 
 // Where the inputs of observed weights are added up, host memory: squares by column, and how many rows there were.

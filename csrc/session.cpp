@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "error.h"
 
@@ -47,13 +48,31 @@ int in_range(const char* name, int64_t value, int64_t low, int64_t high) {
                                row.position));
 }
 
-// Positions must ascend and lie in the canvas.
-void check_positions(const char* name, int index, const int32_t* positions, int count, int length) {
+// Positions (tokens) must ascend and lie in the canvas (the vocabulary).
+void check_ascending(const char* name, const char* kind, int index, const int32_t* values, int count, int limit) {
   for (int i = 0; i < count; i++)
-    if (positions[i] < 0 || positions[i] >= length || (i > 0 && positions[i] <= positions[i - 1]))
-      throw Error(LD_INVALID, text("canvas %d: %s[%d] is %d, expected ascending positions below %d", index, name, i,
-                                   positions[i], length));
+    if (values[i] < 0 || values[i] >= limit || (i > 0 && values[i] <= values[i - 1]))
+      throw Error(LD_INVALID, text("canvas %d: %s[%d] is %d, expected ascending %s below %d", index, name, i, values[i],
+                                   kind, limit));
 }
+
+// The next canvas of a call as the companion of a guided one.
+void check_companion(const ld_canvas& canvas, const ld_canvas* companion, int index) {
+  auto expect = [&](bool good, const char* what) {
+    if (!good) throw Error(LD_INVALID, text("canvas %d: guidance %s", index, what));
+  };
+  expect(companion != nullptr, "needs its unconditional companion as the next canvas of the call");
+  if (companion->n_score != canvas.n_score)
+    throw Error(LD_INVALID, text("canvas %d: the companion scores %d positions, expected %d as the guided canvas",
+                                 index + 1, companion->n_score, canvas.n_score));
+  expect(companion->guidance == 0, "cannot come from a canvas that is guided itself");
+  expect(companion->token == nullptr && companion->probability == nullptr && companion->margin == nullptr &&
+             companion->entropy == nullptr && companion->alternative_token == nullptr &&
+             companion->alternative_probability == nullptr,
+         "leaves the companion without results of its own, expected NULL for all but logits and value_drift");
+}
+
+int token_words(const ModelConfig& config) { return (config.vocab + 31) / 32; }
 
 // The row before a canvas may be scored beside its own.
 int score_rows_of(const SessionOptions& o) { return o.rows + o.slots; }
@@ -84,7 +103,7 @@ uint64_t Session::plan(const Model& model, const SessionOptions& o) {
   const size_t own = o.rows * (2 * sizeof(int32_t) + 2 * sizeof(RowInfo)) +
                      score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) + o.slots * (sizeof(Sampling) + 1) +
                      (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
-                     static_cast<size_t>(o.slots) * o.slot_length;
+                     static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config()) * sizeof(uint32_t);
   return own + model.ops().plan(model.device(), shape_of(model, o));
 }
 
@@ -101,12 +120,13 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   row_of_.resize(options.slot_length);
   known_before_.resize(options.slot_length + 1);
   known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
+  possible_.resize(token_words(model.config()));
   context_ = model.ops().create(model.device(), shape_of(model, options));
 }
 
 Session::~Session() { model_.ops().destroy(context_); }
 
-void Session::check(const ld_canvas& canvas, int index) const {
+void Session::check(const ld_canvas& canvas, int index) {
   auto expect = [&](bool good, const char* what) {
     if (!good) throw Error(LD_INVALID, text("canvas %d: %s", index, what));
   };
@@ -136,6 +156,12 @@ void Session::check(const ld_canvas& canvas, int index) const {
   expect(canvas.top_k >= 0, "top_k must be 0 or more");
   expect(canvas.scores_from == LD_SCORE_RAW || canvas.scores_from == LD_SCORE_SAMPLED, "unknown scores_from");
   expect(canvas.alternatives >= 0 && canvas.alternatives <= 64, "alternatives must be 0 to 64");
+  expect(canvas.n_repeated >= 0 && canvas.n_bias >= 0, "a count is negative");
+  expect(canvas.repeated != nullptr || canvas.n_repeated == 0, "repeated is NULL");
+  expect((canvas.bias_token != nullptr && canvas.bias != nullptr) || canvas.n_bias == 0, "bias_token or bias is NULL");
+  expect(canvas.guidance >= -1000 && canvas.guidance <= 1000, "guidance must be -1000 to 1000");
+  expect(canvas.repetition_penalty == 0 || (canvas.repetition_penalty >= 0.01f && canvas.repetition_penalty <= 100),
+         "repetition_penalty must be 0 (off) or 0.01 to 100");
   const int vocab = model_.config().vocab;
   for (int p = 0; p < canvas.length; p++)
     if (canvas.tokens[p] < 0 || canvas.tokens[p] >= vocab)
@@ -146,11 +172,34 @@ void Session::check(const ld_canvas& canvas, int index) const {
       throw Error(LD_INVALID, text("canvas %d: forbidden token %d is outside the vocabulary of %d", index,
                                    canvas.forbidden[i], vocab));
   expect(canvas.n_forbidden < vocab, "every token of the vocabulary is forbidden");
-  if (canvas.compute != nullptr) check_positions("compute", index, canvas.compute, canvas.n_compute, canvas.length);
-  check_positions("score", index, canvas.score, canvas.n_score, canvas.length);
+  if (canvas.compute != nullptr)
+    check_ascending("compute", "positions", index, canvas.compute, canvas.n_compute, canvas.length);
+  check_ascending("score", "positions", index, canvas.score, canvas.n_score, canvas.length);
+  check_ascending("repeated", "tokens", index, canvas.repeated, canvas.n_repeated, vocab);
+  check_ascending("bias_token", "tokens", index, canvas.bias_token, canvas.n_bias, vocab);
+  for (int i = 0; i < canvas.n_bias; i++)
+    if (!(std::fabs(canvas.bias[i]) <= 1e9f))
+      throw Error(LD_INVALID, text("canvas %d: the bias of token %d is %g, expected -1e9 to 1e9", index,
+                                   canvas.bias_token[i], static_cast<double>(canvas.bias[i])));
+  if (canvas.allowed != nullptr) check_allowed(canvas, index);
 }
 
-void Session::gather(const ld_canvas* canvases, int n_canvases) {
+// Every scored row must have a token left.
+void Session::check_allowed(const ld_canvas& canvas, int index) {
+  const int vocab = model_.config().vocab, words = token_words(model_.config());
+  std::fill(possible_.begin(), possible_.end(), ~0u);
+  if (vocab % 32 != 0) possible_.back() = (1u << vocab % 32) - 1;
+  for (int i = 0; i < canvas.n_forbidden; i++) possible_[canvas.forbidden[i] / 32] &= ~(1u << canvas.forbidden[i] % 32);
+  for (int row = 0; row < canvas.n_score; row++) {
+    const uint32_t* allowed = canvas.allowed + static_cast<ptrdiff_t>(row) * words;
+    uint32_t left = 0;
+    for (int word = 0; word < words; word++) left |= allowed[word] & possible_[word];
+    if (left == 0)
+      throw Error(LD_INVALID, text("canvas %d: no token is allowed at position %d", index, canvas.score[row]));
+  }
+}
+
+void Session::gather(const ld_canvas* canvases, int n_canvases, bool guide) {
   tokens_.clear();
   positions_.clear();
   info_.clear();
@@ -163,12 +212,21 @@ void Session::gather(const ld_canvas* canvases, int n_canvases) {
   for (int i = 0; i < n_canvases; i++) {
     check(canvases[i], i);
     slot_used_[canvases[i].slot] = 1;
-    gather_canvas(canvases[i], i);
+    const bool companion = guide && i > 0 && canvases[i - 1].guidance != 0;
+    const bool guided = guide && canvases[i].guidance != 0;
+    if (canvases[i].guidance != 0) check_companion(canvases[i], i + 1 < n_canvases ? &canvases[i + 1] : nullptr, i);
+    const size_t count = canvases[i].n_score, step = guided || companion ? 2 : 1;
+    const size_t first = companion ? score_.size() - 2 * count + 1 : score_.size();
+    if (!companion) {
+      score_.resize(first + step * count);
+      pick_.resize(score_.size());
+    }
+    gather_canvas(canvases[i], i, first, step);
   }
   if (info_.empty()) throw Error(LD_INVALID, "no rows to compute");
 }
 
-void Session::gather_canvas(const ld_canvas& canvas, int index) {
+void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, size_t step) {
   const int count = canvas.compute == nullptr ? canvas.length : canvas.n_compute;
   if (static_cast<int64_t>(info_.size()) + count > options_.rows)
     throw Error(LD_INVALID, text("canvas %d: %d rows do not fit, the session computes %d rows a call", index, count,
@@ -203,7 +261,10 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
 
   sampling_.push_back({canvas.temperature, canvas.top_p == 0 ? 1.0f : canvas.top_p, canvas.top_k, canvas.seed,
                        canvas.step, canvas.scores_from == LD_SCORE_SAMPLED, canvas.forbidden, canvas.n_forbidden,
-                       canvas.alternatives});
+                       canvas.alternatives, canvas.guidance,
+                       canvas.repetition_penalty == 0 ? 1.0f : canvas.repetition_penalty, canvas.repeated,
+                       canvas.n_repeated, canvas.bias_token, canvas.bias, canvas.n_bias});
+  const size_t vocab = model_.config().vocab, words = token_words(model_.config());
   for (int i = 0; i < canvas.n_score; i++) {
     const int32_t position = canvas.score[i];
     const int32_t row = row_of_[source_of(canvas, position)];
@@ -211,10 +272,17 @@ void Session::gather_canvas(const ld_canvas& canvas, int index) {
       throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
                                    index, position, source_of(canvas, position)));
     auto at = [&](auto* results, size_t width) { return results == nullptr ? nullptr : results + i * width; };
-    score_.push_back({position_at(canvas, position), &sampling_.back(), at(canvas.token, 1), at(canvas.probability, 1),
-                      at(canvas.margin, 1), at(canvas.entropy, 1), at(canvas.alternative_token, canvas.alternatives),
-                      at(canvas.alternative_probability, canvas.alternatives)});
-    pick_.push_back(row);
+    score_[first + i * step] = {position_at(canvas, position),
+                                &sampling_.back(),
+                                at(canvas.token, 1),
+                                at(canvas.probability, 1),
+                                at(canvas.margin, 1),
+                                at(canvas.entropy, 1),
+                                at(canvas.alternative_token, canvas.alternatives),
+                                at(canvas.alternative_probability, canvas.alternatives),
+                                at(canvas.allowed, words),
+                                at(canvas.logits, vocab)};
+    pick_[first + i * step] = row;
   }
 }
 
@@ -256,7 +324,7 @@ LinearInput Session::scored_input() {
 }
 
 void Session::propose(const ld_canvas* canvases, int n_canvases) {
-  gather(canvases, n_canvases);
+  gather(canvases, n_canvases, true);
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
@@ -268,7 +336,7 @@ void Session::propose(const ld_canvas* canvases, int n_canvases) {
 }
 
 void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
-  gather(canvases, n_canvases);
+  gather(canvases, n_canvases, false);
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();

@@ -47,9 +47,12 @@ class Session {
   int threads() const { return model_.ops().threads(context_); }
 
  private:
-  void gather(const ld_canvas* canvases, int n_canvases);
-  void gather_canvas(const ld_canvas& canvas, int index);
-  void check(const ld_canvas& canvas, int index) const;
+  // guide: the scored rows of a guided canvas alternate with those of its companion, else canvases follow each other.
+  void gather(const ld_canvas* canvases, int n_canvases, bool guide);
+  // Scored rows are written to places from `first` on, `step` apart.
+  void gather_canvas(const ld_canvas& canvas, int index, size_t first, size_t step);
+  void check(const ld_canvas& canvas, int index);
+  void check_allowed(const ld_canvas& canvas, int index);
   void run_forward();
   LinearInput scored_input();
 
@@ -70,6 +73,7 @@ class Session {
   std::vector<int32_t> known_before_;               // [slot_length + 1] positions below p with state
   std::vector<uint8_t> slot_used_;                  // [slots]
   std::vector<uint8_t> known_;                      // [slots * slot_length] state was computed
+  std::vector<uint32_t> possible_;                  // [bits of the vocabulary] tokens that are not forbidden
 };
 
 }  // namespace ld

@@ -58,6 +58,21 @@ def without_forbidden(row: np.ndarray, request: Request) -> np.ndarray:
     return allowed
 
 
+def adjusted(row: np.ndarray, request: Request, place: int, unconditional: np.ndarray | None = None) -> np.ndarray:
+    """The logits that count for the scored position number `place`, but for what is forbidden."""
+    row = row.copy() if unconditional is None else unconditional + (request.guidance + 1) * (row - unconditional)
+    if request.repeated is not None:
+        values = row[request.repeated]
+        scaled = values / request.repetition_penalty, values * request.repetition_penalty
+        row[request.repeated] = np.where(values > 0, *scaled)
+    if request.bias_tokens is not None:
+        row[request.bias_tokens] += request.bias
+    if request.allowed is not None:
+        bits = np.unpackbits(request.allowed[place].view(np.uint8), bitorder="little")
+        row[bits[: len(row)] == 0] = -np.inf
+    return row
+
+
 def softmax(row: np.ndarray) -> np.ndarray:
     raw = np.exp(row - row.max())
     return raw / raw.sum()
@@ -100,7 +115,7 @@ class FakeSession:
 
     def logits(self, requests: Sequence[Request]) -> list[np.ndarray]:
         self._call(requests)
-        return [self._logits(request)[request.score].astype(np.float32) for request in requests]
+        return [self._scored(request).astype(np.float32) for request in requests]
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -116,18 +131,26 @@ class FakeSession:
         if self.cancelled:
             self.cancelled = False
             raise Cancelled("the call was cancelled")
-        slots = [request.slot for request in requests]
+        everything = [each for request in requests for each in (request, request.unconditional) if each is not None]
+        slots = [request.slot for request in everything]
         if self.closed or len(set(slots)) != len(slots) or max(slots) >= self.slots:
             raise EngineError(f"slots {slots} do not fit a session of {self.slots}")
-        for request in requests:
+        for request in everything:
             if len(request.tokens) > self.slot_length or not len(request.score) or np.any(np.diff(request.score) <= 0):
                 raise EngineError(f"a request of {len(request.tokens)} positions that scores {request.score}")
         self.requests.append(list(requests))
 
+    def _scored(self, request: Request) -> np.ndarray:
+        """The model's logits for the scored positions."""
+        return self._logits(request)[np.maximum(request.score - 1, 0) if request.logit_shift else request.score]
+
     def _propose(self, request: Request) -> Proposal:
-        rows = self._logits(request)
-        back = 1 if request.logit_shift else 0
-        asked = [(rows[max(0, position - back)], position) for position in request.score.tolist()]
+        rows = self._scored(request)
+        if request.logits is not None:
+            request.logits[:] = rows
+        beside = [None] * len(rows) if request.unconditional is None else list(self._scored(request.unconditional))
+        rows = [adjusted(row, request, place, u) for place, (row, u) in enumerate(zip(rows, beside, strict=True))]
+        asked = list(zip(rows, request.score.tolist(), strict=True))
         answers = [draw(row, request, position) for row, position in asked]
         column = 2 if request.scores_from == "sampled" else 1
         scored = np.array([scored_from(row, request) for row, _ in asked])

@@ -14,6 +14,12 @@ void add_bias(const float* bias, int n, float* x) {
   for (int i = 0; bias && i < n; ++i) x[i] += bias[i];
 }
 
+// How many of `count` rows from `first` on can be worked on together without the last one losing its companion.
+template <class Joined>
+int whole(int first, int count, const Joined& joined) {
+  return joined(first + count - 1) ? count - 1 : count;
+}
+
 bool all_finite(const float* x, int n) {
   bool finite = true;
   for (int i = 0; i < n; ++i) finite &= std::isfinite(x[i]);
@@ -27,24 +33,24 @@ Head::Head(Arena* arena, int vocab, int rows, int threads) : blocks_(logit_block
   stride_ = static_cast<ptrdiff_t>(blocks_) * kLogitBlock + kMaxPanel;
   slab_ = std::min(rows, kSlabRows);
   const int fitting = static_cast<int>(kLogitBytes / (stride_ * sizeof(float)));
-  chunk_ = std::min(slab_, std::clamp(fitting, 1, kLogitRows));
+  chunk_ = std::min(slab_, std::clamp(fitting, 2, kLogitRows));
   logits_ = arena->take<float>(chunk_, stride_);
   e_ = arena->take<float>(threads, blocks_, kLogitBlock);
   block_max_ = arena->take<float>(threads, blocks_);
   block_sum_ = arena->take<float>(threads, blocks_);
 }
 
-template <class Consume>
+template <class Joined, class Consume>
 int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                       const PackedMatrix& weight, int rows, const Consume& consume) {
+                       const PackedMatrix& weight, int rows, const Joined& joined, const Consume& consume) {
   std::atomic<int> bad{INT_MAX};
   const bool integer = weight.traits().integer;
   const int panel = weight.kernels().panel;
-  for (int slab = 0; slab < rows; slab += slab_) {
-    const int slab_rows = std::min(slab_, rows - slab);
+  for (int slab = 0, slab_rows; slab < rows; slab += slab_rows) {
+    slab_rows = whole(slab, std::min(slab_, rows - slab), joined);
     prepare(kernels, pool, linear, input, slab, slab_rows, integer, !integer);
-    for (int first = 0; first < slab_rows; first += chunk_) {
-      const int last = std::min(first + chunk_, slab_rows);
+    for (int first = 0, last; first < slab_rows; first = last) {
+      last = first + whole(slab + first, std::min(chunk_, slab_rows - first), joined);
       const int tasks = (weight.panels() + kPanelsPerTask - 1) / kPanelsPerTask;
       pool.parallel(tasks, [&](int task, int thread) {
         const int panel0 = task * kPanelsPerTask, panel1 = std::min(panel0 + kPanelsPerTask, weight.panels());
@@ -65,8 +71,18 @@ int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* line
 
 int Head::propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
                   const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows) {
-  return for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int thread) {
+  const auto guided = [&](int row) { return score[row].sampling->guidance != 0; };
+  const auto given = [&](int row, float* x) {
     add_bias(bias, weight.n(), x);
+    if (score[row].logits) std::copy(x, x + weight.n(), score[row].logits);
+  };
+  return for_each_row(kernels, pool, linear, input, weight, rows, guided, [&](int row, float* x, int thread) {
+    if (row > 0 && guided(row - 1)) return true;  // the row before works on both
+    given(row, x);
+    if (guided(row)) {
+      given(row + 1, x + stride_);
+      guide(score[row].sampling->guidance, x + stride_, weight.n(), x);
+    }
     const LogitScratch scratch = {e_ + static_cast<ptrdiff_t>(thread) * blocks_ * kLogitBlock,
                                   block_max_ + static_cast<ptrdiff_t>(thread) * blocks_,
                                   block_sum_ + static_cast<ptrdiff_t>(thread) * blocks_};
@@ -76,7 +92,8 @@ int Head::propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, c
 
 int Head::logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
                  const PackedMatrix& weight, const float* bias, int rows, float* out) {
-  return for_each_row(kernels, pool, linear, input, weight, rows, [&](int row, float* x, int) {
+  const auto joined = [](int) { return false; };
+  return for_each_row(kernels, pool, linear, input, weight, rows, joined, [&](int row, float* x, int) {
     add_bias(bias, weight.n(), x);
     std::copy(x, x + weight.n(), out + static_cast<ptrdiff_t>(row) * weight.n());
     return all_finite(x, weight.n());

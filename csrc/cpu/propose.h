@@ -24,14 +24,15 @@ class Head {
              const PackedMatrix& weight, const float* bias, int rows, float* out);
 
  private:
-  // Calls consume(row, logits [vocab, without bias], thread) for every row, in parallel. Returns the first row for which
-  // it is false, which means logits that are not finite, or -1.
-  template <class Consume>
+  // Calls consume(row, logits [vocab, without bias], thread) for every row, in parallel. Where joined(row), the logits of
+  // the next row stand stride_ behind it. Returns the first row for which consume is false, which means logits that are
+  // not finite, or -1.
+  template <class Joined, class Consume>
   int for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                   const PackedMatrix& weight, int rows, const Consume& consume);
+                   const PackedMatrix& weight, int rows, const Joined& joined, const Consume& consume);
 
   int slab_;                            // rows prepared at a time
-  int chunk_;                           // rows whose logits are held
+  int chunk_;                           // rows whose logits are held, two where there are two
   ptrdiff_t stride_;                    // between rows of logits
   float* logits_;                       // [chunk, stride]
   float *e_, *block_max_, *block_sum_;  // per thread

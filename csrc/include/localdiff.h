@@ -210,6 +210,19 @@ typedef struct ld_canvas {
   /* result or NULL: [n_compute], [length] where compute is NULL. How far the values of each computed row are from those
    * held before: 1 - cosine, mean over the layers; 1 where none were held. */
   float *value_drift;
+  /* Changes of the logits, in this order and before all else; what follows is as if they came from the model. */
+  /* Classifier-free guidance: with u of the next canvas of the call, its unconditional companion, logits become
+   * u + (guidance + 1) * (logits - u), -1000 to 1000, 0 = off. The companion scores as many positions, the i-th standing
+   * for the i-th here; of the results it may ask for logits and value_drift only. */
+  float guidance;
+  float repetition_penalty; /* 0 or 1 = off, else 0.01 to 100: logits above 0 are divided by it, others multiplied */
+  const int32_t *repeated;  /* [n_repeated] the tokens it applies to, ascending */
+  int32_t n_repeated;
+  int32_t n_bias;
+  const int32_t *bias_token; /* [n_bias] ascending */
+  const float *bias;         /* [n_bias] added to their logits, -1e9 to 1e9 */
+  const uint32_t *allowed;   /* [n_score][(vocab + 31) / 32] bit t % 32 of word t / 32: token t may be proposed; NULL = all */
+  float *logits;             /* result or NULL: [n_score][vocab] of the model, before all changes */
 } ld_canvas;
 
 /* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees

@@ -84,7 +84,9 @@ class CachedForward:
         if rows is None:
             narrowed = replace(request, compute=None)
         elif policy.narrows:
-            narrowed = replace(request, compute=rows, score=request.score[np.isin(source, rows)])
+            scored = np.isin(source, rows)
+            allowed = None if request.allowed is None else request.allowed[scored]
+            narrowed = replace(request, compute=rows, score=request.score[scored], allowed=allowed)
         else:
             narrowed = replace(request, compute=np.union1d(rows, source).astype(np.int32))
         return _measured(narrowed, policy)

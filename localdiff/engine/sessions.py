@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 ATTENTION = {"full": 0, "causal": 1, "block_causal": 2, "prefix_causal": 3}  # LD_ATTENTION_*
 MATH = {"exact": 0, "fast": 1}  # LD_MATH_*
 SCORES = {"raw": 0, "sampled": 1}  # LD_SCORE_*
+
+# fields that have one name and value in Request and in ld_canvas
+_PLAIN = ("slot", "block_length", "prefix", "top_k", "temperature", "top_p", "seed", "step", "alternatives", "guidance",
+          "repetition_penalty")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,16 @@ class Request:
     positions    int32 [length] the position each token stands for, where the order of storage differs; None = the same
     value_drift  float32 [rows computed], filled by the call: how far the values of each are from those held before, 1 -
                  cosine, mean over the layers; 1 where none were held; None = not asked
+    guidance     with the logits u of `unconditional`: u + (guidance + 1) * (logits - u); 0 = off
+    unconditional   another canvas, in a slot of its own, computed in the same call; it scores as many positions, the
+                 i-th standing for the i-th here
+    repeated     int32 tokens, ascending, whose logits are divided by repetition_penalty where above 0, else multiplied
+    bias_tokens  int32, ascending; bias float32 of the same length is added to their logits
+    allowed      uint32 [n, ceil(vocab / 32)], see pack_tokens(): tokens that may be proposed at each scored position
+    logits       float32 [n, vocab], filled by the call: those of the model; None = not asked
+
+    Logits change in this order: guidance, penalty, bias, then tokens are removed; all else is as if the model had given
+    the result.
     """
 
     tokens: Int32
@@ -58,6 +72,23 @@ class Request:
     alternatives: int = 0
     positions: Int32 | None = None
     value_drift: Float32 | None = None
+    guidance: float = 0.0
+    unconditional: Request | None = None
+    repeated: Int32 | None = None
+    repetition_penalty: float = 1.0
+    bias_tokens: Int32 | None = None
+    bias: Float32 | None = None
+    allowed: npt.NDArray[np.uint32] | None = None
+    logits: Float32 | None = None
+
+
+def pack_tokens(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Request.allowed of bool [n, vocab]."""
+    n, vocab = allowed.shape
+    bits = np.zeros((n, -(-vocab // 32) * 32), bool)
+    bits[:, :vocab] = allowed
+    words: npt.NDArray[np.uint32] = np.packbits(bits, axis=1, bitorder="little").view("<u4").astype(np.uint32)
+    return words
 
 
 @dataclass(frozen=True)
@@ -122,9 +153,9 @@ class Session(Closable):
         Raises EngineError (a request out of range, logits not finite, session in use) and Cancelled.
         """
         handle = self._handle.pointer()
-        canvases, keep = _canvases(requests)
+        canvases, places, keep = _canvases(requests, self._vocab)
         proposals = []
-        for canvas, request in zip(canvases, requests, strict=True):
+        for canvas, request in zip((canvases[place] for place in places), requests, strict=True):
             n, a = canvas.n_score, max(0, request.alternatives)
             probability, margin, entropy = np.empty((3, n), np.float32)
             alternatives = np.empty((n, a), np.int32), np.empty((n, a), np.float32)
@@ -134,14 +165,15 @@ class Session(Closable):
                 kind = "int32_t *" if array.dtype == np.int32 else "float *"
                 setattr(canvas, field.name, ffi.cast(kind, array.ctypes.data) if array.size else ffi.NULL)
             proposals.append(proposal)
-        check(library().ld_session_propose(handle, canvases, len(requests)))
+        check(library().ld_session_propose(handle, canvases, len(canvases)))
         del keep
         return proposals
 
     def logits(self, requests: Sequence[Request]) -> list[Float32]:
-        """The same forward pass; the raw logits of each canvas's scored positions, [n, vocab]."""
+        """The same forward pass without guidance; the raw logits of each canvas's scored positions, [n, vocab]."""
         handle = self._handle.pointer()
-        canvases, keep = _canvases(requests)
+        alone = [replace(request, guidance=0.0, unconditional=None) for request in requests]
+        canvases, _, keep = _canvases(alone, self._vocab)
         sizes = [canvas.n_score for canvas in canvases]
         out = np.empty((sum(sizes), self._vocab), np.float32)
         check(library().ld_session_logits(handle, canvases, len(requests), ffi.cast("float *", out.ctypes.data)))
@@ -200,11 +232,19 @@ def session_options(
     )
 
 
-def _canvases(requests: Sequence[Request]) -> tuple[Any, list[Any]]:
-    """The C structs of the requests, and the arrays that must live as long as they are used."""
+def _canvases(requests: Sequence[Request], vocab: int) -> tuple[Any, list[int], list[Any]]:
+    """The C structs of the requests, each guided one followed by its companion; the places of the requests among them;
+    and the arrays that must live as long as they are used."""
     if not requests:
         raise EngineError("no canvases in the call, expected at least one")
-    canvases = ffi.new("ld_canvas[]", len(requests))
+    everything: list[Request] = []
+    places: list[int] = []
+    for request in requests:
+        if (request.guidance == 0) != (request.unconditional is None):
+            raise EngineError("guidance needs an unconditional canvas, and that needs guidance; give both or neither")
+        places.append(len(everything))
+        everything += [request] if request.unconditional is None else [request, request.unconditional]
+    canvases = ffi.new("ld_canvas[]", len(everything))
     keep: list[Any] = []
 
     def pointer(name: str, values: Any) -> tuple[Any, int]:
@@ -212,7 +252,12 @@ def _canvases(requests: Sequence[Request]) -> tuple[Any, list[Any]]:
         keep.append(array)
         return ffi.cast("int32_t *", array.ctypes.data), array.size
 
-    for canvas, request in zip(canvases, requests, strict=True):
+    def data(name: str, array: Any, dtype: type, shape: tuple[int, ...]) -> Any:
+        _check_array(name, array, dtype, shape)
+        keep.append(array)
+        return ffi.cast("uint32_t *" if dtype is np.uint32 else "float *", array.ctypes.data)
+
+    for canvas, request in zip(canvases, everything, strict=True):
         canvas.struct_size = ffi.sizeof("ld_canvas")
         canvas.tokens, canvas.length = pointer("tokens", request.tokens)
         canvas.score, canvas.n_score = pointer("score", request.score)
@@ -226,18 +271,25 @@ def _canvases(requests: Sequence[Request]) -> tuple[Any, list[Any]]:
                 raise EngineError(f"positions has {size} values, expected one for each of the {canvas.length} tokens")
         if request.value_drift is not None:
             rows = canvas.length if request.compute is None else canvas.n_compute
-            _check_floats("value_drift", request.value_drift, rows)
-            keep.append(request.value_drift)
-            canvas.value_drift = ffi.cast("float *", request.value_drift.ctypes.data)
+            canvas.value_drift = data("value_drift", request.value_drift, np.float32, (rows,))
+        if request.repeated is not None:
+            canvas.repeated, canvas.n_repeated = pointer("repeated", request.repeated)
+        if request.bias_tokens is not None:
+            canvas.bias_token, canvas.n_bias = pointer("bias_tokens", request.bias_tokens)
+            canvas.bias = data("bias", request.bias, np.float32, (canvas.n_bias,))
+        if request.allowed is not None:
+            canvas.allowed = data("allowed", request.allowed, np.uint32, (canvas.n_score, -(-vocab // 32)))
+        if request.logits is not None:
+            canvas.logits = data("logits", request.logits, np.float32, (canvas.n_score, vocab))
         canvas.attention = _choice("attention", request.attention, ATTENTION)
         canvas.scores_from = _choice("scores_from", request.scores_from, SCORES)
         canvas.logit_shift = int(request.logit_shift)
-        for name in ("slot", "block_length", "prefix", "top_k", "temperature", "top_p", "seed", "step", "alternatives"):
+        for name in _PLAIN:
             try:
                 setattr(canvas, name, getattr(request, name))
             except OverflowError:
                 raise EngineError(f"{name} is {getattr(request, name)}, which is out of range") from None
-    return canvases, keep
+    return canvases, places, keep
 
 
 def _int32(name: str, values: Any) -> Int32:
@@ -249,11 +301,11 @@ def _int32(name: str, values: Any) -> Int32:
     return np.ascontiguousarray(array, np.int32)
 
 
-def _check_floats(name: str, array: Any, size: int) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.carray:
-        raise EngineError(f"{name} is not a contiguous, writable float32 array")
-    if array.shape != (size,):
-        raise EngineError(f"{name} has shape {list(array.shape)}, expected one value for each of the {size} rows")
+def _check_array(name: str, array: Any, dtype: type, shape: tuple[int, ...]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or not array.flags.carray:
+        raise EngineError(f"{name} is not a contiguous, writable {dtype.__name__} array")
+    if array.shape != shape:
+        raise EngineError(f"{name} has shape {list(array.shape)}, expected {list(shape)}")
 
 
 def _choice(name: str, value: str, known: Mapping[str, int]) -> int:

@@ -41,11 +41,12 @@ struct Result {
 };
 
 inline bool score(const VectorKernels& kernels, const std::vector<float>& logits, const Sampling& sampling,
-                  int position, Result* result) {
+                  int position, Result* result, const uint32_t* allowed = nullptr) {
   const int vocab = static_cast<int>(logits.size()), blocks = logit_blocks(vocab);
   std::vector<float> x(blocks * kLogitBlock, NAN), e(blocks * kLogitBlock), block_max(blocks), block_sum(blocks);
   std::copy(logits.begin(), logits.end(), x.begin());
-  const ScoreRow row = result->row(position, sampling);
+  ScoreRow row = result->row(position, sampling);
+  row.allowed = allowed;
   return score_row(kernels, x.data(), vocab, row, {e.data(), block_max.data(), block_sum.data()});
 }
 

@@ -4,6 +4,7 @@
 // computed rightly (the Python tests compare with other implementations), speed.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -127,22 +128,49 @@ void ok(ld_status status) {
   if (status != LD_OK) throw std::runtime_error(ld_last_error());
 }
 
+template <class T>
+using Owned = std::unique_ptr<T, void (*)(T*)>;
+
+Owned<ld_gguf> open_file() {
+  const char* folder = getenv("TMPDIR");
+  std::string path = std::string(folder ? folder : "/tmp") + "/localdiff-forward-XXXXXX";
+  const int descriptor = mkstemp(path.data());
+  if (descriptor < 0) throw std::runtime_error("no temporary file can be made");
+  close(descriptor);
+  std::ofstream(path, std::ios::binary) << model_bytes();
+  ld_gguf* file;
+  const ld_status status = ld_gguf_open(path.c_str(), LD_ACCESS_READ, &file);
+  unlink(path.c_str());
+  ok(status);
+  return {file, ld_gguf_free};
+}
+
+// The model on one kernel row, and a session of it.
+struct Running {
+  Running(const ld_gguf* file, const char* isa, int threads, int slots) {
+    ld_model_options model_options = {};
+    model_options.struct_size = sizeof model_options;
+    model_options.isa = isa;
+    model_options.threads = threads;
+    ld_model* opened;
+    ok(ld_model_open(file, &model_options, &opened));
+    model.reset(opened);
+    ld_session_options options = {};
+    options.struct_size = sizeof options;
+    options.slots = slots;
+    options.slot_length = kLength;
+    options.threads = threads;
+    ld_session* created;
+    ok(ld_session_create(opened, &options, &created));
+    session.reset(created);
+  }
+  Owned<ld_model> model{nullptr, ld_model_free};
+  Owned<ld_session> session{nullptr, ld_session_free};
+};
+
 // Logits [kLength][kVocab] of the model on one kernel row.
 std::vector<float> logits(const ld_gguf* file, const char* isa, int threads) {
-  ld_model_options model_options = {};
-  model_options.struct_size = sizeof model_options;
-  model_options.isa = isa;
-  model_options.threads = threads;
-  ld_model* model;
-  ok(ld_model_open(file, &model_options, &model));
-  const std::unique_ptr<ld_model, decltype(&ld_model_free)> own_model(model, ld_model_free);
-  ld_session_options options = {};
-  options.struct_size = sizeof options;
-  options.slot_length = kLength;
-  options.threads = threads;
-  ld_session* session;
-  ok(ld_session_create(model, &options, &session));
-  const std::unique_ptr<ld_session, decltype(&ld_session_free)> own_session(session, ld_session_free);
+  const Running running(file, isa, threads, 1);
   std::vector<int32_t> tokens(kLength), positions(kLength);
   for (int i = 0; i < kLength; ++i) {
     tokens[i] = (i * 37 + 11) % kVocab;
@@ -155,7 +183,7 @@ std::vector<float> logits(const ld_gguf* file, const char* isa, int threads) {
   canvas.score = positions.data();
   canvas.n_score = kLength;
   std::vector<float> out(static_cast<size_t>(kLength) * kVocab);
-  ok(ld_session_logits(session, &canvas, 1, out.data()));
+  ok(ld_session_logits(running.session.get(), &canvas, 1, out.data()));
   return out;
 }
 
@@ -187,17 +215,8 @@ constexpr double kBudget = 0.02;
 }  // namespace
 
 TEST(every_kernel_row_gives_the_same_logits) {
-  const char* folder = getenv("TMPDIR");
-  std::string path = std::string(folder ? folder : "/tmp") + "/localdiff-forward-XXXXXX";
-  const int descriptor = mkstemp(path.data());
-  REQUIRE(descriptor >= 0);
-  close(descriptor);
-  std::ofstream(path, std::ios::binary) << model_bytes();
-  ld_gguf* file;
-  const ld_status status = ld_gguf_open(path.c_str(), LD_ACCESS_READ, &file);
-  unlink(path.c_str());
-  ok(status);
-  const std::unique_ptr<ld_gguf, decltype(&ld_gguf_free)> own_file(file, ld_gguf_free);
+  const Owned<ld_gguf> opened = open_file();
+  const ld_gguf* file = opened.get();
 
   const std::vector<float> scalar = logits(file, "scalar", 1);
   CHECK(deviation(scalar) > 0.1 && deviation(scalar) < 100);
@@ -221,4 +240,68 @@ TEST(every_kernel_row_gives_the_same_logits) {
     printf("    %s: %.2g standard deviations from the scalar row\n", isa, seen);
     CHECK(seen <= kBudget);
   }
+}
+
+// What the Python binding never does, and with memory of exactly the stated sizes.
+TEST(a_guided_canvas_is_followed_by_its_companion) {
+  const Owned<ld_gguf> file = open_file();
+  const Running running(file.get(), nullptr, 2, 3);
+  const std::vector<int32_t> tokens(kLength, 5), score = {3, 4, 11}, repeated = {5, 95}, bias_token = {0, 95};
+  const std::vector<float> bias = {1.0f, -2.0f};
+  const std::vector<uint32_t> allowed(3 * (kVocab + 31) / 32, ~0u);
+  std::vector<float> raw(3 * kVocab), raw_companion(3 * kVocab);
+  std::vector<int32_t> token(3, -1);
+  std::vector<ld_canvas> canvases(3);
+  for (int i = 0; i < 3; ++i) {
+    ld_canvas& canvas = canvases[i];
+    canvas.struct_size = sizeof(ld_canvas);
+    canvas.slot = i;
+    canvas.tokens = tokens.data();
+    canvas.length = kLength;
+    canvas.score = score.data();
+    canvas.n_score = 3;
+  }
+  canvases[1].guidance = 1;
+  canvases[1].token = token.data();
+  canvases[1].logits = raw.data();
+  canvases[1].allowed = allowed.data();
+  canvases[1].repetition_penalty = 2;
+  canvases[1].repeated = repeated.data();
+  canvases[1].n_repeated = 2;
+  canvases[1].bias_token = bias_token.data();
+  canvases[1].bias = bias.data();
+  canvases[1].n_bias = 2;
+  canvases[2].logits = raw_companion.data();
+  const auto refused = [&](int count, const char* why) {
+    CHECK_EQ(ld_session_propose(running.session.get(), canvases.data(), count), LD_INVALID);
+    CHECK(strstr(ld_last_error(), why) != nullptr);
+  };
+  ok(ld_session_propose(running.session.get(), canvases.data(), 3));
+  CHECK(raw == raw_companion);
+  for (int i = 0; i < 3; ++i) {  // both say the same, so guidance changes nothing
+    std::vector<float> own(raw.begin() + i * kVocab, raw.begin() + (i + 1) * kVocab);
+    for (int id : repeated) own[id] = own[id] > 0 ? own[id] / 2 : own[id] * 2;
+    for (int k = 0; k < 2; ++k) own[bias_token[k]] += bias[k];
+    CHECK_EQ(token[i], static_cast<int32_t>(std::max_element(own.begin(), own.end()) - own.begin()));
+  }
+  refused(2, "canvas 1: guidance needs its unconditional companion as the next canvas of the call");
+  canvases[2].token = token.data();
+  refused(3, "canvas 1: guidance leaves the companion without results of its own");
+  canvases[2].token = nullptr;
+  canvases[2].guidance = 1;
+  refused(3, "canvas 1: guidance cannot come from a canvas that is guided itself");
+  canvases[2].guidance = 0;
+  canvases[2].n_score = 2;
+  refused(3, "canvas 2: the companion scores 2 positions, expected 3");
+  canvases[2].n_score = 3;
+  canvases[1].repeated = nullptr;
+  refused(3, "canvas 1: repeated is NULL");
+  canvases[1].repeated = repeated.data();
+  canvases[1].bias = nullptr;
+  refused(3, "canvas 1: bias_token or bias is NULL");
+  canvases[1].bias = bias.data();
+  canvases[1].n_bias = -1;
+  refused(3, "canvas 1: a count is negative");
+  canvases[1].n_bias = 2;
+  ok(ld_session_propose(running.session.get(), canvases.data(), 3));
 }

@@ -141,6 +141,43 @@ TEST(logits_match_double_arithmetic_and_the_proposals) {
   }
 }
 
+TEST(guided_rows_are_scored_with_their_companions) {
+  const int rows = 83, dim = 32, vocab = 515;
+  const auto bias = random_floats(vocab, 4);
+  for (const KernelRow* kernels : supported_rows()) {
+    for (int context_rows : {rows, 3, 2}) {  // chunks and slabs of many sizes, also odd ones
+      Engine engine(kernels->name, 2, context_rows, dim, vocab);
+      Call call(engine, rows, 6);
+      std::vector<float> plain(static_cast<size_t>(rows) * vocab), raw(plain.size());
+      engine.ops.logits(engine.context, call.input, rows, engine.weight, bias.data(), plain.data());
+      std::vector<bool> companion(rows);
+      for (int r = 0; r < rows; ++r) {
+        if (r > 0 && call.sampling[r - 1].guidance != 0) {
+          companion[r] = true;
+          call.score[r] = {r, &call.sampling[r], nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+        } else if ((r < 20 || r % 3 == 0) && r + 1 < rows) {
+          call.sampling[r].guidance = r % 2 ? 1.5f : -0.5f;
+        }
+        call.score[r].logits = &raw[static_cast<size_t>(r) * vocab];
+      }
+      CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.weight, bias.data(), call.score.data(), rows), -1);
+      CHECK(raw == plain);
+      for (int r = 0; r < rows; ++r) {
+        if (companion[r]) continue;
+        std::vector<float> own(plain.begin() + r * vocab, plain.begin() + (r + 1) * vocab);
+        const float g = call.sampling[r].guidance;
+        for (int v = 0; g != 0 && v < vocab; ++v) {
+          const float u = plain[(r + 1) * vocab + v];
+          own[v] = u + (g + 1) * (own[v] - u);
+        }
+        Result single;
+        REQUIRE(score(*kernels->vector, own, call.sampling[r], r, &single));
+        CHECK(single == call.results[r]);
+      }
+    }
+  }
+}
+
 TEST(the_first_damaged_row_is_named) {
   Engine engine(nullptr, 3, 90, 32, 300);
   Call call(engine, 90, 1);

@@ -127,6 +127,49 @@ TEST(scores_match_the_rules_stated_plainly) {
   printf("    off by at most %.1e\n", worst);
 }
 
+TEST(changed_logits_are_scored_as_if_the_model_had_given_them) {
+  for (const KernelRow* kernels : supported_rows()) {
+    for (int vocab : {33, 256, 1000}) {
+      for (int variant = 0; variant < 24; ++variant) {
+        const auto logits = random_floats(vocab, vocab * 7 + variant, 2.0f);
+        std::vector<int32_t> repeated, bias_token, removed;
+        std::vector<uint32_t> allowed((vocab + 31) / 32, 0xdeadbeefu);
+        for (int i = variant % 3; i < vocab; i += 3) repeated.push_back(i);
+        for (int i = variant % 5; i < vocab; i += 5) bias_token.push_back(i);
+        for (int i = 0; i < vocab; ++i) {
+          if (!(allowed[i / 32] >> i % 32 & 1)) removed.push_back(i);
+        }
+        const auto bias = random_floats(bias_token.size(), variant, 3.0f);
+        Sampling plain = greedy();
+        plain.temperature = variant % 2 * 0.8f;
+        plain.top_p = variant % 4 ? 0.9f : 1;
+        plain.scores_sampled = variant % 6 > 2;
+        plain.alternatives = 5;
+        Sampling changed = plain;
+        changed.repetition_penalty = variant % 3 ? 1.3f : 0.7f;
+        changed.repeated = repeated.data();
+        changed.n_repeated = static_cast<int>(repeated.size());
+        changed.bias_token = bias_token.data();
+        changed.bias = bias.data();
+        changed.n_bias = static_cast<int>(bias.size());
+        plain.forbidden = removed.data();
+        plain.n_forbidden = static_cast<int>(removed.size());
+
+        auto by_hand = logits;
+        for (int token : repeated) {
+          by_hand[token] = by_hand[token] > 0 ? by_hand[token] / changed.repetition_penalty
+                                              : by_hand[token] * changed.repetition_penalty;
+        }
+        for (size_t i = 0; i < bias.size(); ++i) by_hand[bias_token[i]] += bias[i];
+        Result expected, found;
+        REQUIRE(score(*kernels->vector, by_hand, plain, variant, &expected));
+        REQUIRE(score(*kernels->vector, logits, changed, variant, &found, allowed.data()));
+        CHECK(found == expected);
+      }
+    }
+  }
+}
+
 TEST(ties_go_to_the_lowest_id) {
   std::vector<float> logits(700, 0.0f);
   logits[5] = logits[300] = logits[650] = 2;
@@ -249,6 +292,9 @@ TEST(logits_that_are_not_finite_are_refused) {
         s.forbidden = &forbidden;
         s.n_forbidden = 1;
         CHECK(!score(*kernels->vector, logits, s, 0, &r));
+        std::vector<uint32_t> allowed(10, ~0u);
+        allowed[at / 32] ^= 1u << at % 32;
+        CHECK(!score(*kernels->vector, logits, greedy(), 0, &r, allowed.data()));
       }
     }
   }
