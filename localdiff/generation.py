@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cache.drift import DriftMeter
-from .canvas import MASKED, Canvas, Int32
+from .canvas import MASKED, Canvas, Commits, Int32
 from .decode.loop import Step, denoise
 from .errors import Cancelled
 from .page import Page, Span
@@ -35,6 +35,7 @@ class DenoiseEvent:
     step         forward passes so far
     canvas       after the step, prompt included: .tokens int32 [length], .state uint8 [length]
     positions    int32 [n] written in this step, ascending
+    commits      what this step changed, with the scores of what was written
     stop_reason  None while it goes on, else "stop" or "length"
     """
 
@@ -44,6 +45,7 @@ class DenoiseEvent:
     positions: Int32
     stop_reason: str | None
     page: Page = dataclasses.field(repr=False, compare=False)
+    commits: Commits = dataclasses.field(repr=False, compare=False)
 
     @property
     def tokens(self) -> Int32:
@@ -120,7 +122,7 @@ class DenoiseStream(Iterator[DenoiseEvent]):
 
     def __init__(self, pages: Sequence[Page], pool: SessionPool, setup: Setup) -> None:
         self.results: list[Generation] = []
-        self._texts = [_Text(page) for page in pages]
+        self._texts = [TextInProgress(page) for page in pages]
         self._pool = pool
         self._setup = setup
         self._session: Session | None = None
@@ -161,10 +163,7 @@ class DenoiseStream(Iterator[DenoiseEvent]):
                 started = time.perf_counter()
                 steps = denoise(session, jobs, states, meter)
                 while (step := self._next(steps)) is not None:
-                    text = self._texts[step.index]
-                    text.advance(step, time.perf_counter() - started)
-                    page, written = text.page, step.commits.written
-                    yield DenoiseEvent(step.index, step.step, step.canvas, written, step.stop_reason, page)
+                    yield self._texts[step.index].advance(step, time.perf_counter() - started)
         finally:
             self._session = None
             self._report(threads, meter)
@@ -181,8 +180,8 @@ class DenoiseStream(Iterator[DenoiseEvent]):
         ]
 
 
-class _Text:
-    """What is known of one text while it is made."""
+class TextInProgress:
+    """What is known of one text while it is made, by whoever runs its denoise steps."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -193,7 +192,8 @@ class _Text:
         self._first_settled: float | None = None
         self._stop_reason = "cancelled" if len(self._canvas.masked) else "length"
 
-    def advance(self, step: Step, seconds: float) -> None:
+    def advance(self, step: Step, seconds: float) -> DenoiseEvent:
+        """Take note of a step that ended `seconds` after the start."""
         self._canvas = step.canvas
         self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
         self._rows += step.rows
@@ -202,8 +202,13 @@ class _Text:
         final = step.stop_reason is not None or np.all(first < self.page.job.decoder.settled(step.canvas))
         if self._first_settled is None and final and np.any(step.canvas.state[first] != MASKED):
             self._first_settled = self._seconds
+        commits = step.commits
+        return DenoiseEvent(
+            step.index, step.step, step.canvas, commits.written, step.stop_reason, self.page, commits
+        )  # fmt: skip
 
-    def result(self, setup: Setup, threads: int, drift: dict[str, float | int] | None) -> Generation:
+    def result(self, setup: Setup, threads: int, drift: dict[str, float | int] | None = None) -> Generation:
+        """The text as far as it is known."""
         job, tokens, pieces = self.page.job, self.page.made(self._canvas), self.page.pieces(self._canvas)
         return Generation(
             text="".join(piece for _, piece in pieces),

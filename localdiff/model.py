@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from .arithmetic import Arithmetic, check, decide
 from .canvas import Hole
 from .compose import Composer, token_ids
-from .engine import EngineModel, File, Float32, Proposal, Request
+from .engine import EngineModel, File, Float32, Proposal, Request, Session
 from .errors import ModelFileError, OptionError
 from .generation import DenoiseStream, Generation, Setup
 from .hub.store import located
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent / "models" / "localdiff-stories.gguf"
 DEVICES = ("auto", "cpu")
 
+Propose = Callable[[list[Request]], list[Proposal]]  # one call of the engine
 Prompt = str | Sequence[int]  # text, or raw token ids which are taken as they are
 
 
@@ -225,11 +226,7 @@ class Model:
         self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions | None = None, **named: Any
     ) -> DenoiseStream:
         """The same as generate, as an iterator of DenoiseEvents; .result (.results for a batch) comes at the end."""
-        wanted, composer = merge(options, named), self._composer()
-        if len(prompt) == 0 and not isinstance(prompt, str):
-            raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
-        prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
-        return self._run([composer.prompt(each, wanted) for each in prompts])
+        return self._run(self.compose(prompt, merge(options, named)))
 
     def chat(
         self, messages: Sequence[Mapping[str, str]], options: GenerateOptions | None = None, **named: Any
@@ -250,12 +247,7 @@ class Model:
         self, text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any
     ) -> DenoiseStream:
         """The same as infill, as an iterator of DenoiseEvents."""
-        wanted, composer = merge(options, named), self._composer()
-        if wanted.max_new_tokens is not None:
-            raise OptionError("infill has no max_new_tokens: the holes say how many tokens are made")
-        parts = parse_infill(text) if isinstance(text, str) else [part for part in text if part != ""]
-        check_parts(parts)
-        return self._run([composer.infill(parts, wanted, self._propose)])
+        return self._run([self.compose_infill(text, merge(options, named), self.propose)])
 
     def cancel(self) -> None:
         """Make everything that runs on this model raise Cancelled soon. From any thread."""
@@ -272,6 +264,42 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # ---- for those that run generations themselves, such as the server ----
+
+    def compose(self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions) -> list[Page]:
+        """The canvases of stream(prompt, options), before anything is computed."""
+        composer = self._composer()
+        if len(prompt) == 0 and not isinstance(prompt, str):
+            raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
+        prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
+        return [composer.prompt(each, options) for each in prompts]
+
+    def compose_infill(self, text: str | Sequence[str | Hole], options: GenerateOptions, propose: Propose) -> Page:
+        """The canvas of stream_infill(text, options); `propose` is asked where the length of a hole is open."""
+        if options.max_new_tokens is not None:
+            raise OptionError("infill has no max_new_tokens: the holes say how many tokens are made")
+        parts = parse_infill(text) if isinstance(text, str) else [part for part in text if part != ""]
+        check_parts(parts)
+        return self._composer().infill(parts, options, propose)
+
+    def propose(self, requests: list[Request]) -> list[Proposal]:
+        """One forward pass in a session of its own."""
+        with self._sessions().lend(len(requests), max(len(request.tokens) for request in requests)) as session:
+            return session.propose(requests)
+
+    def session(self, slots: int, length: int) -> Session:
+        """A session of the caller's own, with the arithmetic in force; EngineError where memory cannot be had."""
+        return self._engine.session(slots=slots, slot_length=length, threads=self._threads, math=self.arithmetic.math)
+
+    def session_bytes(self, slots: int, length: int) -> int:
+        """The memory that such a session takes."""
+        return self._engine.plan(slots=slots, slot_length=length, threads=self._threads)
+
+    @property
+    def setup(self) -> Setup:
+        """What is reported of generations on this model."""
+        return Setup(self.name, self.device, self.info.isa)
+
     # ---- the way to the engine ----
 
     def _sessions(self) -> SessionPool:
@@ -279,11 +307,7 @@ class Model:
         return self._pool
 
     def _run(self, pages: list[Page]) -> DenoiseStream:
-        return DenoiseStream(pages, self._sessions(), Setup(self.name, self.device, self.info.isa))
-
-    def _propose(self, requests: list[Request]) -> list[Proposal]:
-        with self._sessions().lend(len(requests), max(len(request.tokens) for request in requests)) as session:
-            return session.propose(requests)
+        return DenoiseStream(pages, self._sessions(), self.setup)
 
     def _composer(self) -> Composer:
         if self.spec is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +18,7 @@ from .canvas import COMMITTED, GIVEN, MASKED, Canvas, Int32
 from .decode.loop import Job, first_stop
 
 if TYPE_CHECKING:
-    from .text import Tokenizer
+    from .text import TextStream, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,19 @@ class Page:
         return min(end, int(masked[0])) if len(masked) else end
 
     def settled_text(self, canvas: Canvas, ended: bool) -> str:
-        """The text that will not change any more; unless it has ended, that is the decoder's word."""
+        """The text that will not change any more; unless it has ended, that is the decoder's word.
+
+        The final text begins with it: pads and halves of characters at its end wait until something follows them.
+        """
         end = self.settled_end(canvas)
         end = end if ended else min(end, self.job.decoder.settled(canvas))
-        return self._decode(canvas.tokens[self.start : max(self.start, end)], self.continues)
+        if self.parts:
+            text = "".join(text for _, text in self._pieces(canvas, end, whole=False))
+        else:
+            while end > self.start and canvas.tokens[end - 1] == self.pad_token:
+                end -= 1
+            text = self._decode(canvas.tokens[self.start : max(self.start, end)], self.continues)
+        return text if ended else text.rstrip("\ufffd")
 
     def made(self, canvas: Canvas) -> list[int]:
         """The tokens made so far, without the stop token and without pads at the end of an answer."""
@@ -75,8 +86,11 @@ class Page:
         """The text as (whether it was made, text): one piece for an answer, else the given parts and the holes."""
         if not self.parts:
             return [(True, self._decode(self.made(canvas), self.continues))]
+        return self._pieces(canvas, self.settled_end(canvas), whole=True)
+
+    def _pieces(self, canvas: Canvas, end: int, whole: bool) -> list[tuple[bool, str]]:
+        """The given parts and the holes as far as they stand before `end`; unless whole, nothing after a cut hole."""
         pieces: list[tuple[bool, str]] = []
-        end = self.settled_end(canvas)
         for part in self.parts:
             if isinstance(part, str):
                 pieces.append((False, part))
@@ -86,39 +100,41 @@ class Page:
             # in most vocabularies the space before a word belongs to its token, so one too many may be there
             spaced = bool(pieces) and pieces[-1][1].endswith(" ")
             pieces.append((True, text.removeprefix(" ") if spaced else text))
+            if last > end and not whole:
+                break
         return pieces
 
-    def spans(self, canvas: Canvas, fresh: Int32) -> list[Span]:
-        """The text from `start` to the first stop token as runs of equal state; `fresh` was written just now."""
+    def cells(self, canvas: Canvas, fresh: Int32) -> list[tuple[str, str]]:
+        """(kind, text) of each position from `start` to the first stop token, kinds as in Span."""
         from .text import TextStream
 
         kinds = {GIVEN: "given", MASKED: "masked", COMMITTED: "settled"}
         just_written = set(fresh.tolist())
-        spans: list[Span] = []
+        cells: list[tuple[str, str]] = []
         stream: TextStream | None = None  # of the run of known tokens that is being read
         for position in range(self.start, first_stop(canvas, self.job.answer, self.job.stop_tokens)):
             kind = "fresh" if position in just_written else kinds[int(canvas.state[position])]
             if kind == "masked":
-                spans = _finished(spans, stream)
+                cells = _finished(cells, stream)
                 stream, text = None, ""
             else:
                 stream = stream or TextStream(self.tokenizer, continues=position > self.start or self.continues)
                 text = stream.push([int(canvas.tokens[position])])
-            if spans and spans[-1].kind == kind:
-                spans[-1] = Span(kind, spans[-1].text + text, spans[-1].tokens + 1)
-            else:
-                spans.append(Span(kind, text, 1))
-        return _finished(spans, stream)
+            cells.append((kind, text))
+        return _finished(cells, stream)
+
+    def spans(self, canvas: Canvas, fresh: Int32) -> list[Span]:
+        """The text from `start` to the first stop token as runs of equal state; `fresh` was written just now."""
+        runs = [(kind, list(run)) for kind, run in groupby(self.cells(canvas, fresh), key=itemgetter(0))]
+        return [Span(kind, "".join(text for _, text in run), len(run)) for kind, run in runs]
 
     def _decode(self, tokens: Sequence[int] | Int32, continues: bool) -> str:
         return self.tokenizer.decode([int(token) for token in tokens], continues=continues)
 
 
-def _finished(spans: list[Span], stream: object) -> list[Span]:
-    """`spans` with the bytes that the stream still holds back at the end of the last one."""
-    from .text import TextStream
-
-    if not isinstance(stream, TextStream):
-        return spans
-    last = spans[-1]
-    return [*spans[:-1], Span(last.kind, last.text + stream.finish(), last.tokens)]
+def _finished(cells: list[tuple[str, str]], stream: TextStream | None) -> list[tuple[str, str]]:
+    """`cells` with the bytes that the stream still holds back at the end of the last one."""
+    if stream is None:
+        return cells
+    kind, text = cells[-1]
+    return [*cells[:-1], (kind, text + stream.finish())]

@@ -1,8 +1,8 @@
 """The forward passes of a batch, each canvas with its cache policy: the way from the loop to the engine.
 
 The loop asks for positions to be scored; here the policies choose the rows, the engine is called once for all, and what
-it then holds is noted. Job i uses slot i. An exact policy begins with what an earlier exact generation left in the
-slot, where that still holds: prompts and conversations are not computed again. Not here: what policies choose.
+it then holds is noted. An exact policy begins with what an earlier exact generation left in the slot, where that still
+holds: prompts and conversations are not computed again. Not here: what policies choose.
 """
 
 from __future__ import annotations
@@ -38,49 +38,69 @@ class Answer:
 class CachedForward:
     """states: what the engine's slots hold, kept up to date; see SessionPool.states."""
 
-    def __init__(
-        self, engine: Engine, policies: Sequence[CachePolicy], states: dict[int, State], meter: DriftMeter | None
-    ) -> None:
+    def __init__(self, engine: Engine, states: dict[int, State], meter: DriftMeter | None) -> None:
         self._engine = engine
-        self._policies = policies
         self._states = states
         self._meter = meter
+        self._policies: dict[int, CachePolicy] = {}  # by slot
+        self._rough: dict[int, State] = {}  # what approximations hold, which is nothing for others to begin with
         self._begun: set[int] = set()
         self._proposed: dict[int, Proposal] = {}  # slot -> the last proposal for every position, where policies narrow
         for slot in () if meter is None else meter.slots:
             states.pop(slot, None)  # it computes there without taking notes
 
+    def begin(self, slot: int, policy: CachePolicy) -> None:
+        """A canvas begins in a slot."""
+        self._policies[slot] = policy
+        if not policy.exact:
+            self._states.pop(slot, None)
+
+    def end(self, slot: int) -> None:
+        """The canvas leaves its slot."""
+        del self._policies[slot]
+        self._rough.pop(slot, None)
+        self._begun.discard(slot)
+        self._proposed.pop(slot, None)
+
+    def move(self, engine: Engine) -> None:
+        """From now on the slots are those of another engine, which hold nothing."""
+        self._engine = engine
+        self._states.clear()
+        self._rough.clear()
+
     def propose(self, requests: Sequence[Request], canvases: Sequence[Canvas]) -> list[Answer]:
         """One forward pass over all canvases. request.compute is chosen here."""
         asked = [self._narrowed(request, canvas) for request, canvas in zip(requests, canvases, strict=True)]
         rows = [np.arange(len(each.tokens), dtype=np.int32) if each.compute is None else each.compute for each in asked]
-        for each, computed in zip(asked, rows, strict=True):  # a call that fails leaves them unknown
-            self._states[each.slot] = self._states[each.slot].without(computed)
+        notes = [self._notes(each.slot) for each in asked]
+        for each, computed, states in zip(asked, rows, notes, strict=True):  # a call that fails leaves them unknown
+            states[each.slot] = states[each.slot].without(computed)
         proposals = self._engine.propose(asked)
-        for each, computed in zip(asked, rows, strict=True):
+        for each, computed, states in zip(asked, rows, notes, strict=True):
             if each.positions is None:  # in another order places mean other positions next time
-                state = self._states[each.slot]
-                state = state.computed(computed, each.tokens, reach(each), each.step)
-                self._states[each.slot] = (
-                    state if each.value_drift is None else state.drifted(computed, each.value_drift)
-                )
+                state = states[each.slot].computed(computed, each.tokens, reach(each), each.step)
+                states[each.slot] = state if each.value_drift is None else state.drifted(computed, each.value_drift)
         whole = [self._completed(*each) for each in zip(requests, asked, proposals, strict=True)]
         if self._meter is not None:
             self._meter.compare(self._engine, requests, asked, whole)
         return [Answer(proposal, len(computed)) for proposal, computed in zip(whole, rows, strict=True)]
 
+    def _notes(self, slot: int) -> dict[int, State]:
+        return self._states if self._policies[slot].exact else self._rough
+
     def _narrowed(self, request: Request, canvas: Canvas) -> Request:
         """The request with the rows that the policy chose, scoring those positions whose row is among them."""
         policy, slot, seen = self._policies[request.slot], request.slot, reach(request)
+        states = self._notes(slot)
         begins = slot not in self._begun
         self._begun.add(slot)
-        held = self._states.get(slot) if policy.exact or not begins else None
+        held = states.get(slot)
         if held is None or begins or len(held.token) != len(canvas):  # a canvas may grow and shrink
-            self._states[slot] = (held or State.empty(0)).resumed(request.tokens, seen)
+            states[slot] = (held or State.empty(0)).resumed(request.tokens, seen)
         source = np.maximum(request.score - 1, 0) if request.logit_shift else request.score
         last = self._proposed.get(slot)
         confidence = np.full(len(source), np.nan, np.float32) if last is None else last.probability[request.score]
-        rows = policy.rows(View(canvas, request.score, source, confidence, seen, self._states[slot], request.step))
+        rows = policy.rows(View(canvas, request.score, source, confidence, seen, states[slot], request.step))
         if rows is None:
             narrowed = replace(request, compute=None)
         elif policy.narrows:

@@ -1,10 +1,10 @@
 """The denoise loop, and nothing but the loop.
 
-denoise() takes a batch of jobs, one canvas each, of any lengths. Every round asks the decoders which positions they
-want scored, makes one call of the engine for all canvases that are not finished, lets each decoder choose what to
-change, and yields one Step per canvas. A canvas is finished when its decoder says so; else when nothing is masked, or
-when its text has ended: a stop token is written and everything before it is settled. Not here: text (generation.py),
-policy (the decoders and caches).
+A Denoiser holds jobs, one canvas each, of any lengths; they come and go between steps. Every step asks the decoders
+which positions they want scored, makes one call of the engine for all canvases that are not finished, lets each decoder
+choose what to change, and gives one Step per canvas. A canvas is finished when its decoder says so; else when nothing
+is masked, or when its text has ended: a stop token is written and everything before it is settled. What becomes of a
+canvas does not depend on the others. Not here: text (generation.py), policy (the decoders and caches).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """What one denoise step did to the canvas of job `index`.
+    """What one denoise step did to the canvas in slot `index`; step counts those of this canvas, from 1.
 
     canvas        after the commits
     stop_reason   None while it goes on, "stop" at a stop token, "length" where every position is filled
@@ -64,36 +64,88 @@ class Step:
     rows: int
 
 
+@dataclass
+class _Running:
+    """A job, its canvas, the steps it has taken, and what its decoder's last Move handed on."""
+
+    job: Job
+    canvas: Canvas
+    steps: int = 0
+    memory: Any = None
+
+
+class Denoiser:
+    """Canvases that are denoised together, each in a slot of the engine.
+
+    engine   has the slots that are used
+    states   what the slots hold from earlier, kept up to date, see SessionPool.lend_kept; None = nothing
+    meter    measures the drift of the caches
+    """
+
+    def __init__(self, engine: Engine, states: dict[int, State] | None = None, meter: DriftMeter | None = None) -> None:
+        self._forward = CachedForward(engine, {} if states is None else states, meter)
+        self._meter = meter
+        self._running: dict[int, _Running] = {}
+
+    @property
+    def live(self) -> list[int]:
+        """The slots whose canvases are not finished."""
+        return list(self._running)
+
+    def add(self, slot: int, job: Job) -> None:
+        """Begin with a job in a slot that is not live; the next step is its first. Nothing to fill: it is not live."""
+        canvas = job.canvas.apply(job.decoder.start(job.canvas))
+        if len(canvas.masked):
+            self._forward.begin(slot, job.cache)
+            self._running[slot] = _Running(job, canvas)
+
+    def remove(self, slot: int) -> None:
+        """Let go of a canvas, finished or not."""
+        if self._running.pop(slot, None) is not None:
+            self._forward.end(slot)
+
+    @property
+    def movable(self) -> bool:
+        """Whether the slots of another engine would do: no live canvas goes on from what an approximation left."""
+        return all(each.job.cache.exact for each in self._running.values())
+
+    def move(self, engine: Engine) -> None:
+        """Go on in the same slots of another engine, which hold nothing."""
+        self._forward.move(engine)
+
+    def step(self, slots: Sequence[int] | None = None) -> Iterator[Step]:
+        """One denoise step of all live canvases, or of some; finished ones leave.
+
+        Raises what the engine raises, Cancelled for example. Canvases whose Step was not given yet are as they were.
+        """
+        taking = [(slot, self._running[slot]) for slot in (self.live if slots is None else slots)]
+        if not taking:
+            return
+        looks = [each.job.decoder.look(each.canvas, each.steps + 1, each.memory) for _, each in taking]
+        requests = [_request(each, slot, look) for (slot, each), look in zip(taking, looks, strict=True)]
+        answers = self._forward.propose(requests, [each.canvas for _, each in taking])
+        for (slot, each), look, answer in zip(taking, looks, answers, strict=True):
+            turn = Turn(each.canvas, look.rows, _as_asked(answer.proposal, look), each.steps + 1, each.memory)
+            move = each.job.decoder.step(turn)
+            if self._meter is not None:
+                self._meter.written(slot, move.commits)
+            each.canvas, each.memory = turn.canvas.apply(move.commits), move.memory
+            each.steps += 1
+            stop_reason = _stop_reason(each.job, each.canvas, move)
+            if stop_reason is not None:
+                self.remove(slot)
+            yield Step(slot, each.steps, each.canvas, move.commits, stop_reason, answer.rows)
+
+
 def denoise(
     engine: Engine, jobs: Sequence[Job], states: dict[int, State] | None = None, meter: DriftMeter | None = None
 ) -> Iterator[Step]:
-    """Denoise all canvases; job i uses slot i of the engine. Raises what the engine raises, Cancelled for example.
-
-    states   what the slots hold from earlier, see SessionPool.lend_kept; None = nothing
-    meter    measures the drift of the caches
-    """
-    forward = CachedForward(engine, [job.cache for job in jobs], {} if states is None else states, meter)
-    canvases = [job.canvas.apply(job.decoder.start(job.canvas)) for job in jobs]
-    memories: list[Any] = [None] * len(jobs)
-    live = [index for index, canvas in enumerate(canvases) if len(canvas.masked)]
-    step = 0
-    while live:
-        step += 1
-        looks = [jobs[index].decoder.look(canvases[index], step, memories[index]) for index in live]
-        requests = [_request(jobs[i], canvases[i], i, step, look) for i, look in zip(live, looks, strict=True)]
-        answers = forward.propose(requests, [canvases[index] for index in live])
-        going_on = []
-        for index, look, answer in zip(live, looks, answers, strict=True):
-            turn = Turn(canvases[index], look.rows, _as_asked(answer.proposal, look), step, memories[index])
-            move = jobs[index].decoder.step(turn)
-            if meter is not None:
-                meter.written(index, move.commits)
-            canvases[index], memories[index] = turn.canvas.apply(move.commits), move.memory
-            stop_reason = _stop_reason(jobs[index], canvases[index], move)
-            if stop_reason is None:
-                going_on.append(index)
-            yield Step(index, step, canvases[index], move.commits, stop_reason, answer.rows)
-        live = going_on
+    """Denoise all canvases to their ends; job i uses slot i. The arguments and errors are those of Denoiser."""
+    denoiser = Denoiser(engine, states, meter)
+    for slot, job in enumerate(jobs):
+        denoiser.add(slot, job)
+    while denoiser.live:
+        yield from denoiser.step()
 
 
 def first_stop(canvas: Canvas, answer: int, stop_tokens: Sequence[int]) -> int:
@@ -110,8 +162,8 @@ def _stop_reason(job: Job, canvas: Canvas, move: Move) -> str | None:
     return "length" if end == len(canvas) else "stop"
 
 
-def _request(job: Job, canvas: Canvas, slot: int, step: int, look: Look) -> Request:
-    settings = job.settings
+def _request(running: _Running, slot: int, look: Look) -> Request:
+    job, canvas, settings = running.job, running.canvas, running.job.settings
     temperature = settings.temperature if look.temperature is None else look.temperature
     forbidden = job.forbidden if look.forbidden is None else np.union1d(job.forbidden, look.forbidden)
     return Request(
@@ -126,7 +178,7 @@ def _request(job: Job, canvas: Canvas, slot: int, step: int, look: Look) -> Requ
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=job.seed,
-        step=step,
+        step=running.steps + 1,
         # at temperature 0 the drawn-from distribution is a single token and could not rank anything
         scores_from=job.decoder.scores_from if temperature > 0 else "raw",
         forbidden=forbidden,
