@@ -1,4 +1,4 @@
-"""Uses tools/desktop_demo as a person would, with keys and clicks, from inside its event loop; prints JSON of what it saw.
+"""Uses tools/desktop_demo as a person would, with keys and clicks, inside its event loop; prints what it saw as JSON.
 
 usage: desktop_driver.py [SCREENSHOT.png]      (DISPLAY names the screen)
 
