@@ -282,6 +282,13 @@ class Model:
         check_parts(parts)
         return self._composer().infill(parts, options, propose)
 
+    def finish(self, pages: list[Page]) -> list[Generation]:
+        """Denoise composed canvases to their end, in one batch; each has the options it was composed with."""
+        stream = self._run(pages)
+        for _ in stream:
+            pass
+        return stream.results
+
     def propose(self, requests: list[Request]) -> list[Proposal]:
         """One forward pass in a session of its own."""
         with self._sessions().lend(len(requests), max(len(request.tokens) for request in requests)) as session:

@@ -1,0 +1,191 @@
+"""evaluate(): a task on a model, from the data to the table and the result on disk.
+
+Items are measured in batches; each batch's records are kept (ledger.py) before the next begins. The result is written
+atomically when all are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..arithmetic import fingerprint
+from ..atomic import atomic_file, check_target
+from ..errors import OptionError
+from ..options import GenerateOptions
+from .ledger import Ledger, ledger_path
+from .options import EvalOptions
+from .protocol import Record, Row, Setting
+from .subject import Subject, open_subject
+from .tasks import TASKS, load
+
+Progress = Callable[[str, int, int], None]  # what is measured, parts done, parts in all
+_PARTS = 1000  # of an item, as far as progress goes
+# What a run may be gone on with although it is another value: nothing in a record depends on it.
+_FREE = frozenset({"output", "resume", "limit", "batch", "data", "judge", "shots_data"})
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What was measured.
+
+    rows       the table: one dict per line, column -> text or number
+    records    of every item, in order
+    skipped    how many of them were left out, which their record explains
+    settings   every setting in force
+    """
+
+    task: str
+    model: str
+    file: str
+    source: str
+    rows: list[Row]
+    records: list[Record]
+    skipped: int
+    settings: dict[str, Any]
+    notices: tuple[str, ...] = ()
+
+    def as_dict(self, records: bool = True) -> dict[str, Any]:
+        """One JSON object; without records, what is worth printing."""
+        found = {"localdiff": __version__, **dataclasses.asdict(self)}
+        del found["notices"]
+        if not records:
+            del found["records"]
+        return found
+
+
+def evaluate(
+    model: str | os.PathLike[str] | None = None,
+    options: EvalOptions | None = None,
+    generation: GenerateOptions | None = None,
+    *,
+    diffusion: str | None = None,
+    progress: Progress | None = None,
+    loading: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> EvalResult:
+    """Measure a GGUF file on one task.
+
+    model        None: the embedded model
+    options      EvalOptions; `named` are its fields, which win
+    generation   settings of generating; what is None is the task's published setting where that fits the model, else
+                 the model's own
+    diffusion    a preset or `mask=ID,shift=0|1,...`: the record, or changes to it
+    loading      threads, isa, math, lora as in localdiff.load
+    raises       OptionError, ModelFileError, EngineError; KeyboardInterrupt after Ctrl-C. With an output the finished
+                 items are then kept, and resume=True goes on with the others
+    """
+    options = dataclasses.replace(options, **named) if options is not None else EvalOptions(**named)
+    asked = generation or GenerateOptions()
+    if asked.seed is not None:
+        raise OptionError("the seed of an evaluation is the one of its own options; leave it out of generation")
+    output = Path(options.output) if options.output else None
+    if output is not None:
+        check_target(output)
+    task = TASKS[options.task]
+    with ExitStack() as stack:
+        subject = stack.enter_context(
+            open_subject(model, options.attention == "causal", diffusion, **dict(loading or {}))
+        )
+        protocol = load(task.place)(Setting(subject, options, asked, task, stack))
+        items = protocol.items()
+        header = _header(subject, options, asked, diffusion, loading or {})
+        ledger = Ledger(ledger_path(options.output), header, options.resume)
+        while len(ledger.records) < len(items):
+            first = len(ledger.records)
+            batch = items[first : first + options.batch]
+            ledger.add(protocol.measure(first, batch, _tick(progress, options.task, first, len(batch), len(items))))
+        records = ledger.records[: len(items)]
+        measured = [record for record in records if "skipped" not in record]
+        if not measured:
+            raise OptionError(f"all {len(records)} items were skipped: {records[0]['skipped']}")
+        result = EvalResult(
+            options.task,
+            subject.model.name,
+            subject.model.path.name,
+            task.source,
+            protocol.summary(measured),
+            records,
+            len(records) - len(measured),
+            _settings(subject, options, protocol.setting),
+            subject.notices,
+        )
+    if output is not None:
+        with atomic_file(output) as temporary:
+            temporary.write_text(json.dumps(result.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    ledger.remove()
+    return result
+
+
+def _tick(progress: Progress | None, task: str, first: int, count: int, total: int) -> Callable[[int, int], None]:
+    def tick(done: int, parts: int) -> None:
+        if progress is not None:
+            progress(task, first * _PARTS + count * _PARTS * done // parts, total * _PARTS)
+
+    return tick
+
+
+def _header(
+    subject: Subject, options: EvalOptions, asked: GenerateOptions, diffusion: str | None, loading: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that records depend on; files by their content."""
+    own = {name: value for name, value in dataclasses.asdict(options).items() if name not in _FREE}
+    given = {name: value for name, value in dataclasses.asdict(asked).items() if value is not None}
+    files = [*options.data, *(name for name in (options.shots_data, options.judge) if name)]
+    return {
+        "localdiff": __version__,
+        "model": fingerprint(subject.model.path),
+        "files": [_digest(Path(name)) for name in files],
+        **own,
+        "generation": given,
+        "diffusion": diffusion,
+        "lora": [str(each) for each in loading.get("lora") or ()],
+        "math": subject.model.arithmetic.math,
+    }
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _settings(subject: Subject, options: EvalOptions, setting: Setting) -> dict[str, Any]:
+    given = {name: value for name, value in dataclasses.asdict(setting.generation).items() if value is not None}
+    own = {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, "", False, ())}
+    spec = {name: value for name, value in dataclasses.asdict(subject.spec).items() if value not in (None, ())}
+    return {
+        **own,
+        "draws": options.estimator_draws,
+        "left_to_right": subject.exact,
+        "record": spec,
+        "generation": given,
+        "math": subject.model.arithmetic.math,
+        "isa": subject.model.info.isa,
+    }
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The table as lines of text: a head and one line per row, numbers right-aligned."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_shown(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(names))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) >= 1000 else (
+        f"{value:.4f}" if isinstance(value, float) else str(value)
+    )
