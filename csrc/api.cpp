@@ -368,6 +368,29 @@ ld_status ld_session_observation(const ld_session* session, uint64_t index, ld_o
   });
 }
 
+ld_status ld_session_state_bytes(const ld_session* session, int32_t length, uint64_t* bytes) {
+  return guard([&] {
+    require(session != nullptr && bytes != nullptr, "session or the result pointer is NULL");
+    *bytes = session->session->state_bytes(length);
+  });
+}
+
+ld_status ld_session_save(ld_session* session, int32_t slot, int32_t length, void* out, uint64_t out_bytes) {
+  return guard([&] {
+    require(out != nullptr, "out is NULL");
+    Owner owner(session);
+    session->session->save(slot, length, out, out_bytes);
+  });
+}
+
+ld_status ld_session_load(ld_session* session, int32_t slot, const void* data, uint64_t bytes, int32_t* length) {
+  return guard([&] {
+    require(data != nullptr && length != nullptr, "data or the result pointer is NULL");
+    Owner owner(session);
+    *length = session->session->load(slot, data, bytes);
+  });
+}
+
 ld_status ld_measure_peak(const char* isa, int32_t threads, double seconds, ld_peak* out) {
   return guard([&] {
     require(threads >= 0 && threads <= 1024, "threads must be 0 to 1024");

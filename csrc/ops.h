@@ -228,6 +228,10 @@ struct Ops {
   // qkv holds [rows, heads * head_dim | kv_heads * head_dim | kv_heads * head_dim] at stride. Norms and rotates q and k in
   // place, writes k and v to the layer's state at (slot, place).
   void (*store_kv)(Context*, const AttentionLayer&, float* qkv, int stride, const RowInfo*, int rows);
+  // Copies the keys and values of places [0, length) of a layer and slot out of the state, or into it; k and v are host
+  // memory [length, kv_heads * head_dim].
+  void (*read_kv)(Context*, int layer, int slot, int length, float* k, float* v);
+  void (*write_kv)(Context*, int layer, int slot, int length, const float* k, const float* v);
   // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head; out at stride heads * head_dim. float32 softmax.
   void (*attention)(Context*, const AttentionLayer&, const float* qkv, int stride, const RowInfo*, int rows,
                     float* out);

@@ -36,6 +36,11 @@ class Session {
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
   const Timings& timings() const { return timings_; }
 
+  // See ld_session_save and ld_session_load.
+  uint64_t state_bytes(int length) const;
+  void save(int slot, int length, void* out, uint64_t bytes);
+  int load(int slot, const void* data, uint64_t bytes);
+
   // See ld_session_observe. One observation for each of the model's multiplied tensors.
   struct Observation {
     std::vector<double> squares;  // [matrices, k]

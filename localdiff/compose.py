@@ -40,8 +40,7 @@ class Composer:
 
     def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> Page:
         """A canvas of the prompt - text, or ids that are taken as they are - and max_new_tokens masks."""
-        given = self._opening(prompt) if isinstance(prompt, str) else token_ids(prompt, self.vocab).tolist()
-        given = given or self._lead()
+        given = self.given(prompt)
         room = self.canvas_limit - len(given)
         count = options.max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
         if count > room:
@@ -53,6 +52,11 @@ class Composer:
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
         job = self._job(canvas, options, len(given), self._stop_tokens())
         return Page(self.tokenizer, job, len(given), continues, self.spec.pad_token)
+
+    def given(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens that a canvas for `prompt` begins with."""
+        given = self._opening(prompt) if isinstance(prompt, str) else token_ids(prompt, self.vocab).tolist()
+        return given or self._lead()
 
     def infill(
         self,

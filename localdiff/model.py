@@ -11,13 +11,16 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from .arithmetic import Arithmetic, check, decide
+from .arithmetic import Arithmetic, check, decide, fingerprint
+from .cache.saved import Identity, SavedPrompt, check_attention, keepable, load_prompt, prompt_request
+from .cache.state import State, reach
 from .canvas import Hole
 from .compose import Composer, token_ids
 from .engine import EngineModel, File, Float32, Proposal, Request, Session
@@ -77,7 +80,7 @@ def load(
         found = record_in_force(metadata, diffusion)
         engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters)
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
-        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math)
+        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, tuple(named))
 
 
 def scaled_path(text: str | os.PathLike[str]) -> tuple[Path, float]:
@@ -110,6 +113,7 @@ class Model:
         threads: int | None = None,
         notices: tuple[str, ...] = (),
         math: str = "auto",
+        adapters: tuple[tuple[Path, float], ...] = (),
     ) -> None:
         self.info = engine.info
         self.spec = spec
@@ -125,6 +129,7 @@ class Model:
                 )
         self._engine = engine
         self._threads = threads
+        self._adapters = adapters
         self._wanted_math = math
         self._pool = SessionPool(engine, threads)
 
@@ -135,6 +140,11 @@ class Model:
     @property
     def device(self) -> str:
         return "cpu"
+
+    @property
+    def threads(self) -> int | None:
+        """What was asked for; None = all that the process may use."""
+        return self._threads
 
     @property
     def canvas_limit(self) -> int:
@@ -198,8 +208,12 @@ class Model:
         if len(ids) > self.info.context_length:
             raise OptionError(f"there are {len(ids)} tokens, but the context has {self.info.context_length} positions")
         request = Request(ids, np.arange(len(ids), dtype=np.int32), attention=kind, block_length=length, prefix=prefix)
-        with self._sessions().lend(1, len(ids)) as session:
-            return session.logits([request])[0]
+        return self.forward([request])[0]
+
+    def forward(self, requests: list[Request]) -> list[Float32]:
+        """One forward pass over several canvases; the raw logits [n, vocab] of the positions that each asks for."""
+        with self._sessions().lend(len(requests), max(len(request.tokens) for request in requests)) as session:
+            return session.logits(requests)
 
     @overload
     def generate(self, prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Generation: ...
@@ -248,6 +262,50 @@ class Model:
     ) -> DenoiseStream:
         """The same as infill, as an iterator of DenoiseEvents."""
         return self._run([self.compose_infill(text, merge(options, named), self.propose)])
+
+    def save_prompt(self, prompt: Prompt, path: str | os.PathLike[str]) -> int:
+        """Write what the engine computes of a prompt to a file, so that another process need not: see load_prompt.
+
+        prompt   as for generate; chat_tokens(...) for a conversation
+        returns  how many of its tokens the file holds: all, or with block-causal attention those in whole blocks
+        raises   OptionError where the attention of the model leaves nothing to keep, or no block is full
+        """
+        spec, given = self._keeping(), np.array(self._composer().given(prompt), np.int32)
+        tokens = given[: keepable(spec, len(given))]
+        if not len(tokens):
+            raise OptionError(
+                f"the prompt has {len(given)} tokens, less than a block of {spec.block_length}: nothing can be saved"
+            )
+        saved = self._pool.prompt
+        if saved is not None and np.array_equal(saved.tokens[: len(tokens)], tokens):
+            saved.save(Path(path))
+            return len(saved.tokens)
+        request = prompt_request(spec.attention, spec.block_length, tokens)
+        with self._sessions().lend_kept(1, len(tokens)) as (session, states):
+            state = states.pop(0, State.empty(0)).resumed(tokens, reach(request))
+            missing = np.flatnonzero(~state.known).astype(np.int32)
+            if len(missing):
+                session.propose([replace(request, compute=missing)])
+            states[0] = state.computed(missing, tokens, reach(request), 0)
+            saved = SavedPrompt(self._identity(), tokens, session.state(len(tokens)))
+        saved.save(Path(path))
+        return len(tokens)
+
+    def load_prompt(self, path: str | os.PathLike[str]) -> int:
+        """Begin with a prompt that save_prompt wrote: where a canvas starts with its tokens, they are not computed.
+
+        returns  the number of tokens
+        raises   ModelFileError where the file is damaged, or of another model, arithmetic or kernel row
+        """
+        self._keeping()
+        saved = load_prompt(Path(path), self._identity(), self.info.vocab)
+        if len(saved.tokens) > self.canvas_limit:
+            raise ModelFileError(
+                f"{path}: the saved prompt has {len(saved.tokens)} tokens, but the canvas holds {self.canvas_limit}"
+            )
+        self._pool.close()  # sessions that are made from now on hold it
+        self._pool.prompt = saved
+        return len(saved.tokens)
 
     def cancel(self) -> None:
         """Make everything that runs on this model raise Cancelled soon. From any thread."""
@@ -308,6 +366,18 @@ class Model:
         return Setup(self.name, self.device, self.info.isa)
 
     # ---- the way to the engine ----
+
+    def _keeping(self) -> DiffusionSpec:
+        """The record of a model whose prompts can be kept; OptionError for others."""
+        self._composer()
+        assert self.spec is not None
+        check_attention(self.spec)
+        return self.spec
+
+    def _identity(self) -> Identity:
+        assert self.spec is not None
+        files = [(fingerprint(path), scale) for path, scale in ((self.path, 1.0), *self._adapters)]
+        return Identity(str(files), self.spec.attention, self.spec.block_length, self.arithmetic.math, self.info.isa)
 
     def _sessions(self) -> SessionPool:
         self._pool.math = self.arithmetic.math

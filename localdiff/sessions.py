@@ -2,8 +2,9 @@
 
 lend() gives a session that is large enough to one caller at a time; several threads get several sessions. A session
 that was cancelled is given up, since its cancellation may still be waiting for a call that never came. What the slots
-of a session hold is kept with it, so that a prompt that was computed need not be computed again. When the pool is
-collected, or the program ends, sessions are closed at once: the collector might free the model before them.
+of a session hold is kept with it, so that a prompt that was computed need not be computed again, and a saved prompt is
+put into all slots of a new one. When the pool is collected, or the program ends, sessions are closed at once: the
+collector might free the model before them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cache.saved import SavedPrompt
     from .cache.state import State
     from .engine import EngineModel, Session
 
@@ -42,6 +44,7 @@ class SessionPool:
         self._engine = engine
         self._threads = threads
         self.math = "exact"  # of sessions that are made from now on
+        self.prompt: SavedPrompt | None = None  # what their slots begin with
         self._lock = threading.Lock()
         self._free: list[_Kept] = []
         self._lent: list[_Kept] = []
@@ -94,9 +97,13 @@ class SessionPool:
                     ahead = min(2 * small.length, self._engine.info.context_length) if small.states else 0
                     slots, length = max(slots, small.slots), max(length, small.length, ahead)
                     small.session.close()
+                if self.prompt is not None:
+                    length = max(length, len(self.prompt.tokens))
                 rounded = rounded_length(length, self._engine.info.context_length)
                 session = self._engine.session(slots=slots, slot_length=rounded, threads=self._threads, math=self.math)
                 kept = _Kept(session, slots, rounded)
+                if self.prompt is not None:
+                    kept.states = {slot: self.prompt.restore(session, slot) for slot in range(slots)}
             self._lent.append(kept)
             return kept
 

@@ -95,7 +95,7 @@ struct Cosine {
 
 void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, float* qkv, int stride,
                       const RowInfo* rows, int n_rows) {
-  const int head_dim = kv_.head_dim, kv_heads = kv_.kv_heads, width = padded_head_dim(head_dim);
+  const int head_dim = kv_.head_dim, kv_heads = kv_.kv_heads;
   const RopeParams& rope = layer.rope;
   Angles* angles = &angles_[rope.table];
   if (rope.kind != Rope::none) fill_angles(angles, rows, n_rows, rope);
@@ -118,16 +118,35 @@ void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionL
       }
       Cosine cosine;
       for (int h = 0; h < kv_heads; ++h, k += head_dim, v += head_dim) {
-        float* key =
-            kv_.head_keys(layer.index, rows[r].slot, h) + place / kKeyPanel * kKeyPanel * head_dim + place % kKeyPanel;
+        float* key = kv_.key(layer.index, rows[r].slot, h, place);
         for (int d = 0; d < head_dim; ++d) key[d * kKeyPanel] = k[d];
-        float* values = kv_.head_values(layer.index, rows[r].slot, h) + place * width;
+        float* values = kv_.value(layer.index, rows[r].slot, h, place);
         if (rows[r].drift != nullptr) cosine.add(values, v, head_dim);
         std::memcpy(values, v, sizeof(float) * head_dim);
       }
       if (rows[r].drift != nullptr) *rows[r].drift += cosine.distance();
     }
   });
+}
+
+void Attention::read(int layer, int slot, int length, float* k, float* v) const {
+  const int head_dim = kv_.head_dim;
+  for (int place = 0; place < length; ++place)
+    for (int h = 0; h < kv_.kv_heads; ++h, k += head_dim, v += head_dim) {
+      const float* key = kv_.key(layer, slot, h, place);
+      for (int d = 0; d < head_dim; ++d) k[d] = key[d * kKeyPanel];
+      std::memcpy(v, kv_.value(layer, slot, h, place), sizeof(float) * head_dim);
+    }
+}
+
+void Attention::write(int layer, int slot, int length, const float* k, const float* v) {
+  const int head_dim = kv_.head_dim;
+  for (int place = 0; place < length; ++place)
+    for (int h = 0; h < kv_.kv_heads; ++h, k += head_dim, v += head_dim) {
+      float* key = kv_.key(layer, slot, h, place);
+      for (int d = 0; d < head_dim; ++d) key[d * kKeyPanel] = k[d];
+      std::memcpy(kv_.value(layer, slot, h, place), v, sizeof(float) * head_dim);
+    }
 }
 
 void Attention::attend(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, const float* qkv,

@@ -22,6 +22,9 @@ class Attention {
              const RowInfo* rows, int n_rows);
   void attend(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, const float* qkv, int stride,
               const RowInfo* rows, int n_rows, float* out);
+  // See Ops::read_kv and write_kv.
+  void read(int layer, int slot, int length, float* k, float* v) const;
+  void write(int layer, int slot, int length, const float* k, const float* v);
 
  private:
   struct Piece {  // rows of one canvas

@@ -33,6 +33,13 @@ struct Kv {
   float* head_values(int layer, int slot, int kv_head) const {
     return values + head(layer, slot, kv_head) * length * padded_head_dim(head_dim);
   }
+  // The first of a place's keys, each kKeyPanel after the one before, and of its values.
+  float* key(int layer, int slot, int kv_head, size_t place) const {
+    return head_keys(layer, slot, kv_head) + place / kKeyPanel * kKeyPanel * head_dim + place % kKeyPanel;
+  }
+  float* value(int layer, int slot, int kv_head, size_t place) const {
+    return head_values(layer, slot, kv_head) + place * padded_head_dim(head_dim);
+  }
 };
 
 }  // namespace ld

@@ -265,6 +265,14 @@ void store_kv(Context* context, const AttentionLayer& layer, float* qkv, int str
   context->layout.attention.store(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows);
 }
 
+void read_kv(Context* context, int layer, int slot, int length, float* k, float* v) {
+  context->layout.attention.read(layer, slot, length, k, v);
+}
+
+void write_kv(Context* context, int layer, int slot, int length, const float* k, const float* v) {
+  context->layout.attention.write(layer, slot, length, k, v);
+}
+
 void attention(Context* context, const AttentionLayer& layer, const float* qkv, int stride, const RowInfo* rows,
                int n_rows, float* out) {
   context->layout.attention.attend(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, out);
@@ -286,10 +294,10 @@ int logits(Context* context, const LinearInput& input, int rows, const Weight* h
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,   close,          isa,   measure_peak, pack,     release,   weight_bytes,
-                          footprint, upload, release_vector, plan,  create,       destroy,  buffer,    threads,
-                          observe,   embed,  linear,         apply, experts,      store_kv, attention, propose,
-                          logits};
+  static const Ops ops = {"cpu",     open,    close,          isa,   measure_peak, pack,     release, weight_bytes,
+                          footprint, upload,  release_vector, plan,  create,       destroy,  buffer,  threads,
+                          observe,   embed,   linear,         apply, experts,      store_kv, read_kv, write_kv,
+                          attention, propose, logits};
   return ops;
 }
 

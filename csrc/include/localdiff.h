@@ -262,6 +262,16 @@ LD_API uint64_t ld_session_observation_count(const ld_session *session);
 /* What was added up for one of them; the pointers are valid until the next ld_session_observe or ld_session_free. */
 LD_API ld_status ld_session_observation(const ld_session *session, uint64_t index, ld_observation *out);
 
+/* The state of the first `length` positions of a slot, as bytes that outlive the process: the shape of the model, the
+ * arithmetic, a checksum, float32 keys and values. Loading refuses bytes that are damaged or of another shape; that they
+ * come from the same weights is the caller's to know. */
+LD_API ld_status ld_session_state_bytes(const ld_session *session, int32_t length, uint64_t *bytes);
+/* Every one of the positions must have been computed; out_bytes is what ld_session_state_bytes says. */
+LD_API ld_status ld_session_save(ld_session *session, int32_t slot, int32_t length, void *out, uint64_t out_bytes);
+/* Afterwards the positions count as computed and the others of the slot as never computed; *length is how many they are.
+ * A refusal leaves the slot as it was. */
+LD_API ld_status ld_session_load(ld_session *session, int32_t slot, const void *data, uint64_t bytes, int32_t *length);
+
 /* What this machine can do at best with a kernel row, all threads together: the ceilings that speeds are compared with. */
 typedef struct ld_peak {
   uint32_t struct_size;

@@ -7,10 +7,12 @@ where that is a terminal, a loop begins: a chat with its history, or single cont
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..atomic import check_target
 from ..errors import OptionError
 from . import generating
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("-f", "--file", help="read the prompt from a file; - is stdin")
 @click.option("--system", help="system message for a model with a chat template")
 @click.option("--no-chat", is_flag=True, help="continue the prompt as it is, without the chat template")
+@click.option("--prompt-cache", metavar="FILE", help="keep the computed prompt in FILE, and begin with what it holds")
 @generating.generation_flags()
 def command(arguments: tuple[str, ...], **values: Any) -> None:
     """Continue PROMPT with a diffusion language model.
@@ -36,7 +39,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
     prompt = _prompt(text, values["prompt"], values["file"])
     options = generating.options(values)
     with generating.load(path, values) as model:
-        talk = _Talk(model, options, values["system"], not values["no_chat"])
+        talk = _Talk(model, options, values["system"], not values["no_chat"], values["prompt_cache"])
         if prompt is None:
             if values["as_json"]:
                 raise OptionError("--json needs a prompt; give one, or -p, -f or stdin")
@@ -44,6 +47,7 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
             return
         result = generating.watch(talk.stream(prompt), not values["no_live"])
         generating.answer(result, values["as_json"])
+        talk.keep(prompt)
 
 
 def _prompt(argument: str | None, option: str | None, file: str | None) -> str | None:
@@ -81,8 +85,12 @@ def _read(file: str) -> str:
 class _Talk:
     """A model and how it is spoken to."""
 
-    def __init__(self, model: Model, options: GenerateOptions, system: str | None, chat: bool) -> None:
-        self._model, self._options = model, options
+    def __init__(
+        self, model: Model, options: GenerateOptions, system: str | None, chat: bool, kept: str | None
+    ) -> None:
+        self._model, self._options, self._kept = model, options, kept
+        if kept is not None:
+            _begin_with(model, options, Path(kept))
         self._chats = chat and model.chat_template is not None
         if system is not None and not self._chats:
             why = "--no-chat is given" if not chat else f"{model.name} has no chat template"
@@ -90,10 +98,17 @@ class _Talk:
         self._history = [{"role": "system", "content": system}] if system is not None else []
 
     def stream(self, prompt: str) -> DenoiseStream:
+        return self._model.stream(self._given(prompt), self._options)
+
+    def keep(self, prompt: str) -> None:
+        """Write the computed prompt to its file, where one was asked for."""
+        if self._kept is not None:
+            self._model.save_prompt(self._given(prompt), self._kept)
+
+    def _given(self, prompt: str) -> str | list[int]:
         if not self._chats:
-            return self._model.stream(prompt, self._options)
-        messages = [*self._history, {"role": "user", "content": prompt}]
-        return self._model.stream(self._model.chat_tokens(messages), self._options)
+            return prompt
+        return self._model.chat_tokens([*self._history, {"role": "user", "content": prompt}])
 
     def loop(self, live: bool) -> None:
         """Ask and answer until Ctrl-D; Ctrl-C ends an answer, or the loop where none is being made."""
@@ -112,11 +127,25 @@ class _Talk:
                 print(f"localdiff: {error}", file=sys.stderr)
                 continue
             generating.answer(result, False)
+            self.keep(line)
             self._remember(line, result)
 
     def _remember(self, line: str, result: Generation) -> None:
         self._history.append({"role": "user", "content": line})
         self._history.append({"role": "assistant", "content": result.text})
+
+
+def _begin_with(model: Model, options: GenerateOptions, kept: Path) -> None:
+    """Load the prompt that a file holds; OptionError where it could not be written or would be of no use."""
+    from ..cache.saved import check_attention
+
+    if options.cache not in (None, "block"):
+        raise OptionError(f"--prompt-cache needs the cache block, not {options.cache}; leave one of them out")
+    check_target(kept)
+    if kept.exists():
+        model.load_prompt(kept)
+    elif model.spec is not None:
+        check_attention(model.spec)
 
 
 def _ask() -> str | None:

@@ -191,6 +191,27 @@ class Session(Closable):
         check(library().ld_session_timings(self._handle.pointer(), raw))
         return Timings(**{field.name: getattr(raw, field.name) for field in fields(Timings)})
 
+    def state(self, length: int, slot: int = 0) -> bytes:
+        """The keys and values of the first `length` positions of a slot, for restore() in a session of this model.
+
+        Raises EngineError where one of them was never computed.
+        """
+        lib, handle = library(), self._handle.pointer()
+        size = ffi.new("uint64_t *")
+        check(lib.ld_session_state_bytes(handle, length, size))
+        out = bytearray(size[0])
+        check(lib.ld_session_save(handle, slot, length, ffi.from_buffer(out), len(out)))
+        return bytes(out)
+
+    def restore(self, state: bytes, slot: int = 0) -> int:
+        """Put what state() gave into a slot, in place of what it holds; returns the number of positions.
+
+        Raises ModelFileError for bytes that are damaged or of another shape or arithmetic; then nothing has changed.
+        """
+        length = ffi.new("int32_t *")
+        check(library().ld_session_load(self._handle.pointer(), slot, ffi.from_buffer(state), len(state), length))
+        return int(length[0])
+
     def observe(self, on: bool = True) -> None:
         """From now on add up what linear layers read, beginning at 0; False ends it and gives the sums up."""
         check(library().ld_session_observe(self._handle.pointer(), int(on)))
