@@ -6,25 +6,30 @@ none and the text begins with a hole, a mask token that stays and is left out of
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .cache.table import make_cache
 from .canvas import Canvas, Hole, Int32
+from .decode.controls import Controls
 from .decode.decoder import Facts
 from .decode.loop import Job
-from .decode.table import DECODERS, make_decoder, settings_for
+from .decode.table import CONTROLS, DECODERS, make_decoder, settings_for
 from .engine import Proposal, Request
 from .errors import OptionError
 from .infill import Part, choose_lengths
 from .options import GenerateOptions
 from .page import Page
 from .spec import DiffusionSpec
+from .stops import StopStrings
 from .text import Tokenizer
+from .wishes import token_of
 
 DEFAULT_NEW_TOKENS = 64
 
@@ -38,8 +43,8 @@ class Composer:
     vocab: int
     canvas_limit: int
 
-    def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> Page:
-        """A canvas of the prompt - text, or ids that are taken as they are - and max_new_tokens masks."""
+    def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[Page]:
+        """A canvas of the prompt - text, or ids that are taken as they are - and max_new_tokens masks; per sample."""
         given = self.given(prompt)
         room = self.canvas_limit - len(given)
         count = options.max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -50,8 +55,10 @@ class Composer:
             )
         canvas = Canvas.of([given, Hole(count)], self.spec.mask_token)
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
-        job = self._job(canvas, options, len(given), self._stop_tokens())
-        return Page(self.tokenizer, job, len(given), continues, self.spec.pad_token)
+        jobs = self._jobs(canvas, options, len(given), self._stop_tokens())
+        stops, wished, pad = StopStrings(options.stop or ()), _wished(options), self.spec.pad_token
+        pages = [Page(self.tokenizer, job, len(given), continues, pad, stops=stops, wished=wished) for job in jobs]
+        return [page.until_stop() for page in pages]
 
     def given(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a canvas for `prompt` begins with."""
@@ -63,8 +70,9 @@ class Composer:
         parts: Sequence[str | Hole],
         options: GenerateOptions,
         propose: Callable[[list[Request]], list[Proposal]],
-    ) -> Page:
-        """A canvas of given texts and holes; `propose` is one call of the engine, for holes of unknown length."""
+    ) -> list[Page]:
+        """A canvas of given texts and holes for each sample; `propose` is one call of the engine, for holes of unknown
+        length."""
         opening = "" if isinstance(parts[0], Hole) else self._before(parts, 0)
         given = self._opening(opening) or self._lead()
         start = 1 if given and (self.tokenizer.is_special(given[0]) or given == self._lead()) else 0
@@ -90,9 +98,10 @@ class Composer:
                 f"the text has {len(canvas)} tokens, holes included, but the canvas holds {self.canvas_limit}; "
                 "shorten it"
             )
-        job = self._job(canvas, options, len(canvas), ())
+        jobs = self._jobs(canvas, options, len(canvas), (), seconds)
         places = tuple(_places(parts, pieces))
-        return Page(self.tokenizer, job, start, False, None, places, passes, seconds)
+        wished = _wished(options)
+        return [Page(self.tokenizer, job, start, False, None, places, passes, seconds, wished=wished) for job in jobs]
 
     def _before(self, parts: Sequence[str | Hole], index: int) -> str:
         """The text of a given part; a space before a hole is left to the hole's first word, see Page.pieces."""
@@ -140,11 +149,82 @@ class Composer:
             forbidden=self._forbidden(filling=True),
         )
 
-    def _job(self, canvas: Canvas, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...]) -> Job:
+    def _unwanted(self, forbidden: Int32, options: GenerateOptions) -> Int32:
+        """The tokens that are never proposed when the caller's are added; OptionError where none is left."""
+        allowed = np.ones(self.vocab, bool)
+        if options.only is not None:
+            allowed[:] = False
+            allowed[[self._token("only", each) for each in options.only]] = True
+        allowed[forbidden] = False
+        allowed[[self._token("ban", each) for each in options.ban or ()]] = False
+        biases = (options.logit_bias or {}).items()
+        allowed[[self._token("logit_bias", each) for each, bias in biases if bias == -math.inf]] = False
+        if not allowed.any():
+            raise OptionError("ban, only and logit_bias leave no token to write; expected at least one")
+        return np.flatnonzero(~allowed).astype(np.int32)
+
+    def _token(self, name: str, wanted: str | int) -> int:
+        return token_of(name, wanted, self.tokenizer, self.vocab)
+
+    def _controls(self, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...], spent: float) -> Controls:
+        bias = {self._token("logit_bias", each): value for each, value in (options.logit_bias or {}).items()}
+        bias = {token: bias[token] for token in sorted(bias) if bias[token] != -math.inf}
+        ends = (self.spec.mask_token, self.spec.pad_token, *stop_tokens, *self.tokenizer.special_tokens)
+        return Controls(
+            guidance=options.guidance or 0.0,
+            negative=None if options.negative_prompt is None else self._negative(options.negative_prompt, answer),
+            answer=answer,
+            repetition_penalty=options.repetition_penalty or 1.0,
+            unpenalised=np.array(sorted({token for token in ends if token is not None}), np.int32),
+            bias_tokens=np.array(list(bias), np.int32),
+            bias=np.array(list(bias.values()), np.float32),
+            alternatives=options.alternatives or 0,
+            deadline=None if options.deadline is None else options.deadline - spent,
+        )
+
+    def _negative(self, prompt: str | Sequence[int], answer: int) -> Int32:
+        negative = np.array(self.given(prompt), np.int32)
+        block = self.spec.block_length if self.spec.attention == "block_causal" else 1
+        if (len(negative) - answer) % block:
+            raise OptionError(
+                f"the negative prompt has {len(negative)} tokens and the prompt {answer}, so the answer would lie in "
+                f"other blocks of the model; make them differ by a multiple of {block} tokens, or leave it out"
+            )
+        return negative
+
+    def _jobs(
+        self,
+        canvas: Canvas,
+        options: GenerateOptions,
+        answer: int,
+        stop_tokens: tuple[int, ...],
+        spent: float = 0.0,
+    ) -> list[Job]:
+        """One job for each of the samples; their seeds follow each other. spent: seconds that are over already."""
+        first = secrets.randbits(32) if options.seed is None else int(options.seed)
+        controls = self._controls(options, answer, stop_tokens, spent)
+        seeds = [(first + sample) % 2**64 for sample in range(options.samples or 1)]
+        jobs = [self._job(canvas, options, answer, stop_tokens, controls, seed) for seed in seeds]
+        room = jobs[0].decoder.room(canvas) + controls.ahead
+        if room > self.canvas_limit:
+            raise OptionError(
+                f"the negative prompt and the answer may have {room} tokens, but the canvas holds {self.canvas_limit}; "
+                "shorten the negative prompt"
+            )
+        return jobs
+
+    def _job(
+        self,
+        canvas: Canvas,
+        options: GenerateOptions,
+        answer: int,
+        stop_tokens: tuple[int, ...],
+        controls: Controls,
+        seed: int,
+    ) -> Job:
         settings = settings_for(options, self.spec, len(canvas.masked))
-        seed = secrets.randbits(32) if options.seed is None else int(options.seed)
         resizing = "resizes" in DECODERS[settings.decoder].traits
-        forbidden = self._forbidden(answer == len(canvas), resizing)
+        forbidden = self._unwanted(self._forbidden(answer == len(canvas), resizing), options)
         spec = self.spec
         facts = Facts(
             self.vocab,
@@ -170,7 +250,17 @@ class Composer:
             forbidden=forbidden,
             stop_tokens=stop_tokens,
             answer=answer,
+            controls=controls,
         )
+
+
+def _wished(options: GenerateOptions) -> dict[str, Any]:
+    """The controls that were given, in the form that JSON has: a banned token's bias is False."""
+    given = {name: getattr(options, name) for name in CONTROLS if getattr(options, name) is not None}
+    if options.logit_bias is not None:
+        biases = options.logit_bias.items()
+        given["logit_bias"] = {str(token): bias if math.isfinite(bias) else False for token, bias in biases}
+    return given
 
 
 def token_ids(tokens: Sequence[int], vocab: int) -> Int32:

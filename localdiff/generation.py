@@ -19,6 +19,7 @@ import numpy as np
 from .cache.drift import DriftMeter
 from .canvas import MASKED, Canvas, Commits, Int32
 from .decode.loop import Step, denoise
+from .details import Marks, TokenDetail
 from .errors import Cancelled
 from .page import Page, Span
 
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 class DenoiseEvent:
     """One denoise step of one canvas.
 
-    index        which prompt of the batch
+    index        which text of the batch; with samples, those of the first prompt come first
     step         forward passes so far
     canvas       after the step, prompt included: .tokens int32 [length], .state uint8 [length]
     positions    int32 [n] written in this step, ascending
     commits      what this step changed, with the scores of what was written
-    stop_reason  None while it goes on, else "stop" or "length"
+    stop_reason  None while it goes on, else "stop", "length" or "deadline"
     """
 
     index: int
@@ -46,6 +47,7 @@ class DenoiseEvent:
     stop_reason: str | None
     page: Page = dataclasses.field(repr=False, compare=False)
     commits: Commits = dataclasses.field(repr=False, compare=False)
+    marks: Marks = dataclasses.field(repr=False, compare=False)
 
     @property
     def tokens(self) -> Int32:
@@ -61,6 +63,11 @@ class DenoiseEvent:
         """The whole text as runs of equal state, for a live view."""
         return self.page.spans(self.canvas, self.positions)
 
+    @cached_property
+    def token_details(self) -> list[TokenDetail]:
+        """The whole text token by token, masked ones too: state, text, step, probability, entropy, alternatives."""
+        return self.page.details(self.canvas, self.positions, self.marks)
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -72,11 +79,13 @@ class Generation:
     nfe                    forward passes that this text took part in, those that chose its length included
     seconds                from the start to the last token of this text
     first_settled_seconds  until the first token of the answer was settled, None where none was
-    stop_reason            "stop" at a stop token, "length" where every position is filled, "cancelled"
+    stop_reason            "stop" at a stop token or string, "length" where every position is filled, "deadline" where
+                           time ran out and a last pass filled what was masked, "cancelled"
     decoder                every decoding setting in force
     rows                   rows of this text that its denoise steps computed; nfe * canvas without a cache
     holes                  for infill: what was written into each hole
     drift                  with report_drift: how far the cache is from exact, see cache.drift.Drift.as_dict
+    token_details          one TokenDetail for each of `tokens`: text, step, probability, entropy, alternatives
     """
 
     text: str
@@ -97,11 +106,13 @@ class Generation:
     rows: int
     holes: list[str] = dataclasses.field(default_factory=list)
     drift: dict[str, float | int] | None = None
+    token_details: list[TokenDetail] = dataclasses.field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as one JSON object; `holes` only for infill, `drift` only where it was asked for."""
         absent = [name for name in ("holes", "drift") if not getattr(self, name)]
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in absent}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in absent}
+        return {**values, "token_details": [each.as_dict() for each in self.token_details]}
 
 
 @dataclass(frozen=True)
@@ -156,8 +167,9 @@ class DenoiseStream(Iterator[DenoiseEvent]):
         threads = 0
         meter = DriftMeter(len(jobs)) if any(job.settings.report_drift for job in jobs) else None
         try:
-            slots = len(jobs) if meter is None else meter.slots.stop
-            with self._pool.lend_kept(slots, max(job.decoder.room(job.canvas) for job in jobs)) as (session, states):
+            doubled = meter is not None or any(job.controls.guidance for job in jobs)
+            length = max(job.decoder.room(job.canvas) + job.controls.ahead for job in jobs)
+            with self._pool.lend_kept(len(jobs) * (1 + doubled), length) as (session, states):
                 self._session = session
                 threads = session.timings().threads
                 started = time.perf_counter()
@@ -186,6 +198,7 @@ class TextInProgress:
     def __init__(self, page: Page) -> None:
         self.page = page
         self._canvas = page.job.canvas
+        self._marks = Marks.empty(len(self._canvas), page.job.controls.alternatives)
         self._nfe = page.passes
         self._rows = 0
         self._seconds = page.seconds
@@ -195,6 +208,7 @@ class TextInProgress:
     def advance(self, step: Step, seconds: float) -> DenoiseEvent:
         """Take note of a step that ended `seconds` after the start."""
         self._canvas = step.canvas
+        self._marks = self._marks.after(step.step, step.commits, step.scored, step.proposal)
         self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
         self._rows += step.rows
         self._stop_reason = step.stop_reason or "cancelled"
@@ -204,7 +218,7 @@ class TextInProgress:
             self._first_settled = self._seconds
         commits = step.commits
         return DenoiseEvent(
-            step.index, step.step, step.canvas, commits.written, step.stop_reason, self.page, commits
+            step.index, step.step, step.canvas, commits.written, step.stop_reason, self.page, commits, self._marks
         )  # fmt: skip
 
     def result(self, setup: Setup, threads: int, drift: dict[str, float | int] | None = None) -> Generation:
@@ -221,10 +235,11 @@ class TextInProgress:
             first_settled_seconds=self._first_settled,
             stop_reason=self._stop_reason,
             seed=job.seed,
-            decoder=job.settings.shown(),
+            decoder={**job.settings.shown(), **self.page.wished},
             threads=threads,
             rows=self._rows,
             holes=[piece for made, piece in pieces if made] if self.page.parts else [],
             drift=drift,
+            token_details=self.page.made_details(self._canvas, self._marks),
             **dataclasses.asdict(setup),
         )

@@ -216,7 +216,13 @@ class Model:
             return session.logits(requests)
 
     @overload
-    def generate(self, prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Generation: ...
+    def generate(
+        self, prompt: Prompt, options: GenerateOptions | None = None, *, samples: None = None, **named: Any
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, options: GenerateOptions | None = None, *, samples: int, **named: Any
+    ) -> list[Generation]: ...
     @overload
     def generate(
         self, prompt: list[str] | list[list[int]], options: GenerateOptions | None = None, **named: Any
@@ -228,40 +234,61 @@ class Model:
 
         prompt   text, or raw token ids; a list of texts or of id lists is a batch
         options  GenerateOptions; `named` are its fields, which win
-        returns  a Generation, or a list of them for a batch; each is what its prompt alone would give
+        returns  a Generation; a list of them for a batch or where samples is given, the samples of the
+                 first prompt first; each is what its prompt alone would give with its seed
         raises   TypeError for an unknown option, OptionError, EngineError, Cancelled
         """
-        stream = self.stream(prompt, options, **named)
-        for _ in stream:
-            pass
-        return stream.results if _is_batch(prompt) else stream.result
+        wanted = merge(options, named)
+        results = _results(self.stream(prompt, wanted))
+        return results if _is_batch(prompt) or wanted.samples is not None else results[0]
 
     def stream(
         self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions | None = None, **named: Any
     ) -> DenoiseStream:
-        """The same as generate, as an iterator of DenoiseEvents; .result (.results for a batch) comes at the end."""
+        """The same as generate, as an iterator of DenoiseEvents; .result (.results for several) comes at the end."""
         return self._run(self.compose(prompt, merge(options, named)))
 
     def chat(
         self, messages: Sequence[Mapping[str, str]], options: GenerateOptions | None = None, **named: Any
-    ) -> Generation:
-        """The assistant's answer to a conversation."""
-        return self.generate(self.chat_tokens(messages), options, **named)
+    ) -> Any:
+        """The assistant's answer to a conversation; a list of answers where samples is given."""
+        wanted = self.chat_options(messages, merge(options, named))
+        return self.generate(self.chat_tokens(messages), wanted)
 
+    def chat_options(self, messages: Sequence[Mapping[str, str]], options: GenerateOptions) -> GenerateOptions:
+        """The options for a conversation: a negative prompt that is a text takes the place of its last message."""
+        if not isinstance(options.negative_prompt, str):
+            return options
+        instead = [*messages[:-1], {"role": "user", "content": options.negative_prompt}]
+        return replace(options, negative_prompt=tuple(self.chat_tokens(instead)))
+
+    @overload
+    def infill(
+        self,
+        text: str | Sequence[str | Hole],
+        options: GenerateOptions | None = None,
+        *,
+        samples: None = None,
+        **named: Any,
+    ) -> Generation: ...
+    @overload
+    def infill(
+        self, text: str | Sequence[str | Hole], options: GenerateOptions | None = None, *, samples: int, **named: Any
+    ) -> list[Generation]: ...
     def infill(
         self, text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any
-    ) -> Generation:
-        """Fill the holes of a text: "Once [[8]] time [[]]." or strings and Holes. Given text stays word for word."""
-        stream = self.stream_infill(text, options, **named)
-        for _ in stream:
-            pass
-        return stream.result
+    ) -> Generation | list[Generation]:
+        """Fill the holes of a text: "Once [[8]] time [[]]." or strings and Holes. Given text stays word for word; a
+        list of texts where samples is given."""
+        wanted = merge(options, named)
+        results = _results(self.stream_infill(text, wanted))
+        return results[0] if wanted.samples is None else results
 
     def stream_infill(
         self, text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any
     ) -> DenoiseStream:
         """The same as infill, as an iterator of DenoiseEvents."""
-        return self._run([self.compose_infill(text, merge(options, named), self.propose)])
+        return self._run(self.compose_infill(text, merge(options, named), self.propose))
 
     def save_prompt(self, prompt: Prompt, path: str | os.PathLike[str]) -> int:
         """Write what the engine computes of a prompt to a file, so that another process need not: see load_prompt.
@@ -330,12 +357,18 @@ class Model:
         if len(prompt) == 0 and not isinstance(prompt, str):
             raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
         prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
-        return [composer.prompt(each, options) for each in prompts]
+        return [page for each in prompts for page in composer.prompt(each, options)]
 
-    def compose_infill(self, text: str | Sequence[str | Hole], options: GenerateOptions, propose: Propose) -> Page:
-        """The canvas of stream_infill(text, options); `propose` is asked where the length of a hole is open."""
+    def compose_infill(
+        self, text: str | Sequence[str | Hole], options: GenerateOptions, propose: Propose
+    ) -> list[Page]:
+        """The canvases of stream_infill(text, options); `propose` is asked where the length of a hole is open."""
         if options.max_new_tokens is not None:
             raise OptionError("infill has no max_new_tokens: the holes say how many tokens are made")
+        if options.stop is not None:
+            raise OptionError("infill has no stop: a hole ends where the given text goes on; leave it out")
+        if options.negative_prompt is not None:
+            raise OptionError("infill has no negative_prompt: guidance leads away from the text with its words masked")
         parts = parse_infill(text) if isinstance(text, str) else [part for part in text if part != ""]
         check_parts(parts)
         return self._composer().infill(parts, options, propose)
@@ -400,14 +433,20 @@ def _embedded() -> Model:
     return load()
 
 
-def generate(prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Generation:
+def generate(prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Any:
     """Continue a prompt with the embedded model; see Model.generate."""
     return _embedded().generate(prompt, options, **named)
 
 
-def infill(text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any) -> Generation:
+def infill(text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any) -> Any:
     """Fill the holes of a text with the embedded model; see Model.infill."""
     return _embedded().infill(text, options, **named)
+
+
+def _results(stream: DenoiseStream) -> list[Generation]:
+    for _ in stream:
+        pass
+    return stream.results
 
 
 def _is_batch(prompt: Sequence[object]) -> bool:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import wishes
 from .cache.table import CACHES
 from .decode.table import ALIASES, DECODERS, words
 from .errors import OptionError
@@ -28,9 +30,13 @@ def _option(
     short: str | None = None,
     choices: tuple[str, ...] | None = None,
     range: tuple[float, float] | None = None,
+    form: Callable[[str, object], Any] | None = None,
+    many: str | None = None,
 ) -> Any:
+    """form: makes the one form that is kept of what was given; many: what is shown for a flag that may be repeated."""
     return dataclasses.field(
-        default=default, metadata={"help": help, "short": short, "choices": choices, "range": range}
+        default=default,
+        metadata={"help": help, "short": short, "choices": choices, "range": range, "form": form, "many": many},
     )
 
 
@@ -78,11 +84,30 @@ class GenerateOptions:
     )
     cache_refresh: int | None = _option("steps until all rows are, 0 = never", range=(0, 2**31 - 1))
     report_drift: bool | None = _option("compute everything exactly too and say how far the cache is off")
+    samples: int | None = _option("texts for each prompt, with the seeds seed, seed + 1, ...", range=(1, 1024))
+    stop: tuple[str, ...] | None = _option("end the text before this text", form=wishes.strings, many="TEXT")
+    logit_bias: Mapping[str | int, float] | None = _option(
+        "added to the logit of a token, by text or id; -inf bans it", form=wishes.biases, many="TOKEN=NUMBER"
+    )
+    ban: tuple[str | int, ...] | None = _option("a token that is never written", form=wishes.tokens, many="TEXT")
+    only: tuple[str | int, ...] | None = _option("write no other tokens than these", form=wishes.tokens, many="TEXT")
+    repetition_penalty: float | None = _option(
+        "make tokens that are in the text, prompt included, less likely, 1 = off", range=(0.01, 100)
+    )
+    guidance: float | None = _option("follow the prompt more closely, 0 = off (two canvases a step)", range=(0, 100))
+    negative_prompt: str | tuple[int, ...] | None = _option(
+        "what guidance leads away from (default: no prompt)", form=wishes.prompt
+    )
+    alternatives: int | None = _option("report as many of the likeliest tokens for each token", range=(0, 64))
+    deadline: float | None = _option("seconds in which the text is full, as good as they allow", range=(0, 1e9))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None or field.default is not None:
+            form = field.metadata["form"]
+            if form is not None and value is not None:
+                object.__setattr__(self, field.name, form(field.name, value))
+            elif value is not None or field.default is not None:
                 _check(field, value)
 
 

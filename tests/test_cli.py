@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST_MODEL_KEYS = [
     "text", "tokens", "prompt_tokens", "nfe", "seconds", "answer_tokens_per_second", "tokens_per_forward",
     "first_settled_seconds", "stop_reason", "seed", "model", "decoder", "device", "isa", "threads",
-    "rows",
+    "rows", "token_details",
 ]  # fmt: skip
 
 

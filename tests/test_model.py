@@ -58,6 +58,7 @@ def test_generate_gives_the_text_and_what_it_took(decoder: str) -> None:
     assert set(out.as_dict()) == {
         "text", "tokens", "prompt_tokens", "nfe", "seconds", "answer_tokens_per_second", "tokens_per_forward",
         "first_settled_seconds", "stop_reason", "seed", "model", "decoder", "device", "isa", "threads", "rows",
+        "token_details",
     }  # fmt: skip
 
 

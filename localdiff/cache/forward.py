@@ -7,7 +7,7 @@ holds: prompts and conversations are not computed again. Not here: what policies
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -68,13 +68,18 @@ class CachedForward:
         self._states.clear()
         self._rough.clear()
 
-    def propose(self, requests: Sequence[Request], canvases: Sequence[Canvas]) -> list[Answer]:
-        """One forward pass over all canvases. request.compute is chosen here."""
-        asked = [self._narrowed(request, canvas) for request, canvas in zip(requests, canvases, strict=True)]
+    def propose(
+        self, requests: Sequence[Request], canvases: Sequence[Canvas], full: Collection[int] = ()
+    ) -> list[Answer]:
+        """One forward pass over all canvases. request.compute is chosen here: all rows in the slots of `full`."""
+        pairs = zip(requests, canvases, strict=True)
+        asked = [self._narrowed(request, canvas, request.slot in full) for request, canvas in pairs]
         rows = [np.arange(len(each.tokens), dtype=np.int32) if each.compute is None else each.compute for each in asked]
         notes = [self._notes(each.slot) for each in asked]
         for each, computed, states in zip(asked, rows, notes, strict=True):  # a call that fails leaves them unknown
             states[each.slot] = states[each.slot].without(computed)
+            if each.unconditional is not None:  # computed whole in every pass, without taking notes
+                self._states.pop(each.unconditional.slot, None)
         proposals = self._engine.propose(asked)
         for each, computed, states in zip(asked, rows, notes, strict=True):
             if each.positions is None:  # in another order places mean other positions next time
@@ -88,7 +93,7 @@ class CachedForward:
     def _notes(self, slot: int) -> dict[int, State]:
         return self._states if self._policies[slot].exact else self._rough
 
-    def _narrowed(self, request: Request, canvas: Canvas) -> Request:
+    def _narrowed(self, request: Request, canvas: Canvas, full: bool) -> Request:
         """The request with the rows that the policy chose, scoring those positions whose row is among them."""
         policy, slot, seen = self._policies[request.slot], request.slot, reach(request)
         states = self._notes(slot)
@@ -100,7 +105,8 @@ class CachedForward:
         source = np.maximum(request.score - 1, 0) if request.logit_shift else request.score
         last = self._proposed.get(slot)
         confidence = np.full(len(source), np.nan, np.float32) if last is None else last.probability[request.score]
-        rows = policy.rows(View(canvas, request.score, source, confidence, seen, states[slot], request.step))
+        view = View(canvas, request.score, source, confidence, seen, states[slot], request.step)
+        rows = None if full else policy.rows(view)
         if rows is None:
             narrowed = replace(request, compute=None)
         elif policy.narrows:

@@ -1,6 +1,7 @@
 """Flags made from the fields of an options dataclass, so that the command line and the API cannot drift apart.
 
-A field's metadata gives `help`, and where there are any `short` and `choices`. Ranges are checked by the dataclass.
+A field's metadata gives `help`, and where there are any `short`, `choices`, and `many` for flags that may be repeated.
+Ranges are checked by the dataclass, which also makes what it keeps (`form`) of the texts that were typed.
 Only what was typed is passed on; the rest keeps the dataclass's default. Nothing here knows a particular option.
 """
 
@@ -31,6 +32,10 @@ def flags(
             settings: dict[str, Any] = {"help": _help(field), "default": None}
             if kind == "bool":
                 settings["is_flag"] = True
+            elif field.metadata.get("many"):
+                settings.update(type=click.STRING, multiple=True, metavar=field.metadata["many"])
+            elif field.metadata.get("form"):
+                settings["type"] = click.STRING
             else:
                 choices = field.metadata.get("choices")
                 settings["type"] = click.Choice(choices) if choices else TYPES[kind]

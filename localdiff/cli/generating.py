@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from . import flags
 if TYPE_CHECKING:
     from ..generation import DenoiseStream, Generation
     from ..model import Model
+    from ..page import Span
 
 MATH_HELP = "arithmetic of quantised weights; auto: fast where it hardly changes the output (default auto)"
 LOADING = (
@@ -35,7 +36,7 @@ LOADING = (
 )
 SHOWING = (
     click.option("--no-live", is_flag=True, help="no live view"),
-    click.option("--json", "as_json", is_flag=True, help="print one JSON object"),
+    click.option("--json", "as_json", is_flag=True, help="print one JSON object, with samples one on each line"),
 )
 
 
@@ -97,18 +98,20 @@ def options(values: dict[str, Any]) -> GenerateOptions:
     return GenerateOptions(**flags.given(values, GenerateOptions))
 
 
-def watch(stream: DenoiseStream, live: bool) -> Generation:
-    """Run a stream of one text to its end, painting it where `live`; KeyboardInterrupt leaves the view in place."""
+def watch(stream: DenoiseStream, live: bool) -> list[Generation]:
+    """Run a stream to its end, painting its texts where `live`; KeyboardInterrupt leaves the view in place."""
     from .live import LiveView
 
     if not (live and LiveView.possible()):
         for _ in stream:
             pass
-        return stream.result
+        return stream.results
     view = LiveView()
+    texts: dict[int, list[Span]] = {}
     try:
         for event in stream:
-            view.show(event.spans)
+            texts[event.index] = event.spans
+            view.show(_below_each_other(texts))
     except KeyboardInterrupt:
         view.keep()
         raise
@@ -116,7 +119,25 @@ def watch(stream: DenoiseStream, live: bool) -> Generation:
         view.erase()
         raise
     view.erase()
-    return stream.result
+    return stream.results
+
+
+def _below_each_other(texts: Mapping[int, list[Span]]) -> list[Span]:
+    """The spans of all texts; those of several with a line between them."""
+    from ..page import Span
+
+    spans = list(texts[min(texts)])
+    for index in sorted(texts)[1:]:
+        spans += [Span("note", f"\n--- {index + 1}\n", 0), *texts[index]]
+    return spans
+
+
+def answers(results: Sequence[Generation], as_json: bool) -> None:
+    """Print the answers: as JSON one object a line, else with a line before each of several that names its seed."""
+    for index, result in enumerate(results):
+        if len(results) > 1 and not as_json:
+            print(f"--- {index + 1}, seed {result.seed}", flush=True)
+        answer(result, as_json)
 
 
 def answer(result: Generation, as_json: bool) -> None:

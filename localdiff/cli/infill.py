@@ -12,7 +12,7 @@ from . import generating
 
 @click.command(short_help="fill the holes of a text")
 @click.argument("arguments", nargs=-1, required=True, metavar="[MODEL.gguf] TEXT")
-@generating.generation_flags(without=("max_new_tokens",))
+@generating.generation_flags(without=("max_new_tokens", "stop", "negative_prompt"))
 def command(arguments: tuple[str, ...], **values: Any) -> None:
     """Fill the holes of TEXT: "Once upon a time [[8]] and they all went [[]]."
 
@@ -23,5 +23,5 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
         raise OptionError("there is no text to fill; give one with holes, such as 'Once [[8]] time [[]].'")
     options = generating.options(values)
     with generating.load(path, values) as model:
-        result = generating.watch(model.stream_infill(text, options), not values["no_live"])
-        generating.answer(result, values["as_json"])
+        results = generating.watch(model.stream_infill(text, options), not values["no_live"])
+        generating.answers(results, values["as_json"])

@@ -45,8 +45,8 @@ def command(arguments: tuple[str, ...], **values: Any) -> None:
                 raise OptionError("--json needs a prompt; give one, or -p, -f or stdin")
             talk.loop(not values["no_live"])
             return
-        result = generating.watch(talk.stream(prompt), not values["no_live"])
-        generating.answer(result, values["as_json"])
+        results = generating.watch(talk.stream(prompt), not values["no_live"])
+        generating.answers(results, values["as_json"])
         talk.keep(prompt)
 
 
@@ -98,7 +98,8 @@ class _Talk:
         self._history = [{"role": "system", "content": system}] if system is not None else []
 
     def stream(self, prompt: str) -> DenoiseStream:
-        return self._model.stream(self._given(prompt), self._options)
+        options = self._model.chat_options(self._messages(prompt), self._options) if self._chats else self._options
+        return self._model.stream(self._given(prompt), options)
 
     def keep(self, prompt: str) -> None:
         """Write the computed prompt to its file, where one was asked for."""
@@ -108,7 +109,10 @@ class _Talk:
     def _given(self, prompt: str) -> str | list[int]:
         if not self._chats:
             return prompt
-        return self._model.chat_tokens([*self._history, {"role": "user", "content": prompt}])
+        return self._model.chat_tokens(self._messages(prompt))
+
+    def _messages(self, prompt: str) -> list[dict[str, str]]:
+        return [*self._history, {"role": "user", "content": prompt}]
 
     def loop(self, live: bool) -> None:
         """Ask and answer until Ctrl-D; Ctrl-C ends an answer, or the loop where none is being made."""
@@ -120,15 +124,15 @@ class _Talk:
             if not line.strip():
                 continue
             try:
-                result = generating.watch(self.stream(line), live)
+                results = generating.watch(self.stream(line), live)
             except KeyboardInterrupt:
                 continue
             except OptionError as error:  # a line that is too long must not end the conversation
                 print(f"localdiff: {error}", file=sys.stderr)
                 continue
-            generating.answer(result, False)
+            generating.answers(results, False)
             self.keep(line)
-            self._remember(line, result)
+            self._remember(line, results[0])
 
     def _remember(self, line: str, result: Generation) -> None:
         self._history.append({"role": "user", "content": line})

@@ -4,13 +4,15 @@ A Denoiser holds jobs, one canvas each, of any lengths; they come and go between
 which positions they want scored, makes one call of the engine for all canvases that are not finished, lets each decoder
 choose what to change, and gives one Step per canvas. A canvas is finished when its decoder says so; else when nothing
 is masked, or when its text has ended: a stop token is written and everything before it is settled. What becomes of a
-canvas does not depend on the others. Not here: text (generation.py), policy (the decoders and caches).
+canvas does not depend on the others. One whose time runs out is filled by a last pass, so that with a deadline alone
+the speed of the machine counts. Not here: text (generation.py), policy (the decoders and caches).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from ..cache.forward import CachedForward, Engine
 from ..cache.state import CachePolicy, State
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from ..engine import Proposal, Request
-from .decoder import Decoder, Look, Move, Turn
+from .controls import Controls
+from .deadline import Pace
+from .decoder import NO_POSITIONS, Decoder, Look, Move, Turn
 from .table import Settings
 
 
@@ -31,6 +35,8 @@ class Job:
     attention, attention_block, prefix, logit_shift   as the model's record says (engine.Request)
     forbidden     int32 tokens that are never proposed, the mask token among them
     stop_tokens   tokens that end the text; looked for from position `answer` on
+    controls      what the caller wants of the tokens, and the time it has
+    ended         (canvas, position before which committed tokens stay) -> whether the text has ended for another reason
     """
 
     canvas: Canvas
@@ -45,6 +51,8 @@ class Job:
     forbidden: Int32
     stop_tokens: tuple[int, ...]
     answer: int
+    controls: Controls = field(default_factory=Controls)
+    ended: Callable[[Canvas, int], bool] = lambda canvas, settled: False
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,11 @@ class Step:
     """What one denoise step did to the canvas in slot `index`; step counts those of this canvas, from 1.
 
     canvas        after the commits
-    stop_reason   None while it goes on, "stop" at a stop token, "length" where every position is filled
+    stop_reason   None while it goes on, "stop" where the text has ended, "length" where every position is filled,
+                  "deadline" where the last pass filled what was masked
     rows          how many rows of it the forward pass computed
+    scored        int32 [n], ascending: the positions that were scored, as numbered before the commits
+    proposal      what the engine answered for them
     """
 
     index: int
@@ -62,14 +73,19 @@ class Step:
     commits: Commits
     stop_reason: str | None
     rows: int
+    scored: Int32
+    proposal: Proposal
 
 
 @dataclass
 class _Running:
-    """A job, its canvas, the steps it has taken, and what its decoder's last Move handed on."""
+    """A job, its canvas, the slot of the companion that guides it, when its time is up, the steps it has taken, what
+    its decoder's last Move handed on."""
 
     job: Job
     canvas: Canvas
+    beside: int | None
+    until: float
     steps: int = 0
     memory: Any = None
 
@@ -80,11 +96,19 @@ class Denoiser:
     engine   has the slots that are used
     states   what the slots hold from earlier, kept up to date, see SessionPool.lend_kept; None = nothing
     meter    measures the drift of the caches
+    pace     tells the time
     """
 
-    def __init__(self, engine: Engine, states: dict[int, State] | None = None, meter: DriftMeter | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        states: dict[int, State] | None = None,
+        meter: DriftMeter | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self._forward = CachedForward(engine, {} if states is None else states, meter)
         self._meter = meter
+        self._pace = pace or Pace()
         self._running: dict[int, _Running] = {}
 
     @property
@@ -92,12 +116,19 @@ class Denoiser:
         """The slots whose canvases are not finished."""
         return list(self._running)
 
-    def add(self, slot: int, job: Job) -> None:
-        """Begin with a job in a slot that is not live; the next step is its first. Nothing to fill: it is not live."""
+    def add(self, slot: int, job: Job, beside: int | None = None) -> None:
+        """Begin with a job in a slot that is not live; the next step is its first. Nothing to fill: it is not live.
+
+        beside   another slot of its own, for jobs with guidance
+        """
+        if job.controls.guidance and beside is None:
+            raise ValueError("a job with guidance was given one slot, expected two")
         canvas = job.canvas.apply(job.decoder.start(job.canvas))
         if len(canvas.masked):
             self._forward.begin(slot, job.cache)
-            self._running[slot] = _Running(job, canvas)
+            deadline = job.controls.deadline
+            until = math.inf if deadline is None else self._pace.clock() + deadline
+            self._running[slot] = _Running(job, canvas, beside, until)
 
     def remove(self, slot: int) -> None:
         """Let go of a canvas, finished or not."""
@@ -121,29 +152,38 @@ class Denoiser:
         taking = [(slot, self._running[slot]) for slot in (self.live if slots is None else slots)]
         if not taking:
             return
-        looks = [each.job.decoder.look(each.canvas, each.steps + 1, each.memory) for _, each in taking]
+        last = {slot for slot, each in taking if self._pace.is_last(each.until)}
+        looks = [_look(each, slot in last) for slot, each in taking]
         requests = [_request(each, slot, look) for (slot, each), look in zip(taking, looks, strict=True)]
-        answers = self._forward.propose(requests, [each.canvas for _, each in taking])
+        self._pace.begin_pass()
+        answers = self._forward.propose(requests, [each.canvas for _, each in taking], last)
+        self._pace.end_pass()
         for (slot, each), look, answer in zip(taking, looks, answers, strict=True):
-            turn = Turn(each.canvas, look.rows, _as_asked(answer.proposal, look), each.steps + 1, each.memory)
-            move = each.job.decoder.step(turn)
+            proposal = _as_asked(answer.proposal, look)
+            turn = Turn(each.canvas, look.rows, _listing(proposal, look.alternatives), each.steps + 1, each.memory)
+            move = Move(turn.write(turn.masked)) if slot in last else each.job.decoder.step(turn)
             if self._meter is not None:
                 self._meter.written(slot, move.commits)
             each.canvas, each.memory = turn.canvas.apply(move.commits), move.memory
             each.steps += 1
-            stop_reason = _stop_reason(each.job, each.canvas, move)
+            stop_reason = _stop_reason(each.job, each.canvas, move, slot in last)
             if stop_reason is not None:
                 self.remove(slot)
-            yield Step(slot, each.steps, each.canvas, move.commits, stop_reason, answer.rows)
+            yield Step(slot, each.steps, each.canvas, move.commits, stop_reason, answer.rows, look.rows, proposal)
 
 
 def denoise(
-    engine: Engine, jobs: Sequence[Job], states: dict[int, State] | None = None, meter: DriftMeter | None = None
+    engine: Engine,
+    jobs: Sequence[Job],
+    states: dict[int, State] | None = None,
+    meter: DriftMeter | None = None,
+    pace: Pace | None = None,
 ) -> Iterator[Step]:
-    """Denoise all canvases to their ends; job i uses slot i. The arguments and errors are those of Denoiser."""
-    denoiser = Denoiser(engine, states, meter)
+    """Denoise all canvases to their ends; job i uses slot i, and slot len(jobs) + i where it has guidance. Arguments
+    and errors are those of Denoiser."""
+    denoiser = Denoiser(engine, states, meter, pace)
     for slot, job in enumerate(jobs):
-        denoiser.add(slot, job)
+        denoiser.add(slot, job, len(jobs) + slot)
     while denoiser.live:
         yield from denoiser.step()
 
@@ -154,19 +194,36 @@ def first_stop(canvas: Canvas, answer: int, stop_tokens: Sequence[int]) -> int:
     return answer + int(np.argmax(written)) if written.any() else len(canvas)
 
 
-def _stop_reason(job: Job, canvas: Canvas, move: Move) -> str | None:
+def _stop_reason(job: Job, canvas: Canvas, move: Move, last: bool) -> str | None:
     end = first_stop(canvas, job.answer, job.stop_tokens)
     finished = not np.any(canvas.state[:end] == MASKED) if move.done is None else move.done
+    if job.ended(canvas, len(canvas) if finished or last else job.decoder.settled(canvas)):
+        return "stop"
+    if last:
+        return "deadline"
     if not finished:
         return None
     return "length" if end == len(canvas) else "stop"
+
+
+def _look(running: _Running, last: bool) -> Look:
+    """What the decoder asks; where no pass follows, the likeliest tokens of all masked positions, none that asks for
+    room."""
+    decoder, canvas = running.job.decoder, running.canvas
+    look = decoder.look(canvas, running.steps + 1, running.memory)
+    if not last:
+        return look
+    sizes = {decoder.facts.expand_token, decoder.facts.delete_token} - {None, *decoder.facts.stop_tokens}
+    forbidden = np.union1d(NO_POSITIONS if look.forbidden is None else look.forbidden, list(sizes)).astype(np.int32)
+    rows = canvas.masked if len(canvas.masked) else look.rows  # all may be written by decoders that change it again
+    return replace(look, rows=rows, temperature=0.0, forbidden=forbidden)
 
 
 def _request(running: _Running, slot: int, look: Look) -> Request:
     job, canvas, settings = running.job, running.canvas, running.job.settings
     temperature = settings.temperature if look.temperature is None else look.temperature
     forbidden = job.forbidden if look.forbidden is None else np.union1d(job.forbidden, look.forbidden)
-    return Request(
+    request = Request(
         tokens=canvas.tokens if look.order is None else canvas.tokens[look.order],
         score=look.rows if look.order is None else np.sort(_read_at(look)),
         slot=slot,
@@ -185,6 +242,15 @@ def _request(running: _Running, slot: int, look: Look) -> Request:
         alternatives=look.alternatives,
         positions=look.order,
     )
+    return job.controls.applied(request, canvas, running.beside)
+
+
+def _listing(proposal: Proposal, alternatives: int) -> Proposal:
+    """The proposal with as many alternatives as the decoder asked for."""
+    tokens, probabilities = proposal.alternative_token, proposal.alternative_probability
+    return replace(
+        proposal, alternative_token=tokens[:, :alternatives], alternative_probability=probabilities[:, :alternatives]
+    )
 
 
 def _read_at(look: Look) -> Int32:
@@ -200,4 +266,4 @@ def _as_asked(proposal: Proposal, look: Look) -> Proposal:
     if look.order is None:
         return proposal
     back = np.argsort(np.argsort(_read_at(look)))
-    return Proposal(**{field.name: getattr(proposal, field.name)[back] for field in fields(Proposal)})
+    return Proposal(**{each.name: getattr(proposal, each.name)[back] for each in fields(Proposal)})

@@ -30,13 +30,41 @@ class Combination:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A combination that works badly, and why; {decoder} and {in_blocks} are filled in."""
+    """A combination that works badly, and why; {decoder}, {cache} and {in_blocks} are filled in."""
 
     when: Callable[[Combination], bool]
     reason: str
 
 
+def _exact(settings: Settings) -> bool:
+    return settings.cache in ("exact", "block")
+
+
 REFUSALS = (
+    Refusal(
+        lambda it: "guidance" in it.asked and not _exact(it.settings),
+        "guidance compares two canvases, and neither must be an approximation, but the cache {cache} is one; leave the "
+        "cache or the guidance out",
+    ),
+    Refusal(
+        lambda it: "guidance" in it.asked and it.settings.report_drift,
+        "report_drift compares with a second canvas, and so does guidance; leave one of them out",
+    ),
+    Refusal(
+        lambda it: "guidance" in it.asked and bool({"reorders", "noise"} & it.traits),
+        "the decoder {decoder} cannot show the model masks in place of the prompt, which guidance needs; choose "
+        "another one",
+    ),
+    Refusal(
+        lambda it: "negative_prompt" in it.asked and "guidance" not in it.asked,
+        "negative_prompt says what guidance leads away from; give guidance too, such as 1",
+    ),
+    Refusal(
+        lambda it: "repetition_penalty" in it.asked
+        and ("rewrites" in it.traits or it.settings.edit_threshold is not None),
+        "the decoder {decoder} looks at written tokens again, and repetition_penalty would count each of them as a "
+        "repetition of itself; choose another decoder",
+    ),
     Refusal(
         lambda it: it.spec.attention == "block_causal" and "blocks" not in it.traits,
         "the decoder {decoder} does not keep to the blocks that this model finishes one after the other "
@@ -88,4 +116,5 @@ def check(it: Combination) -> None:
     """Raise OptionError for the first row that fits."""
     for refusal in REFUSALS:
         if refusal.when(it):
-            raise OptionError(refusal.reason.format(decoder=it.settings.decoder, in_blocks=", ".join(it.in_blocks)))
+            words = {"decoder": it.settings.decoder, "cache": it.settings.cache, "in_blocks": ", ".join(it.in_blocks)}
+            raise OptionError(refusal.reason.format(**words))

@@ -224,6 +224,10 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if value is not None and name not in hidden}
 
 
+# options that every decoder goes with, but for refusals.py: see controls.py
+CONTROLS = ("stop", "logit_bias", "ban", "only", "repetition_penalty", "guidance", "negative_prompt", "alternatives",
+            "deadline")  # fmt: skip
+
 _EVERY = ("decoder", "cache", "cache_window", "cache_refresh", "report_drift", "aligned", *_SAMPLING)
 _OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)  # only where the decoder's row has them
 
@@ -267,7 +271,8 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
     values.update(cache_settings(options, spec.attention, name, row.traits, values))
     settings = Settings(decoder=name, aligned=spec.attention == "block_causal", **values)
     in_blocks = tuple(other for other in DECODERS if "blocks" in DECODERS[other].traits)
-    check(Combination(settings, row.traits, spec, frozenset(asked), in_blocks))
+    wished = {name for name in CONTROLS if getattr(options, name) is not None}
+    check(Combination(settings, row.traits, spec, frozenset({*asked, *wished}), in_blocks))
     return settings
 
 

@@ -105,7 +105,7 @@ def batched(model: Model, asked: Sequence[Asked], tick: Tick | None = None) -> l
 
 
 def _page(model: Model, prompt: Any, options: GenerateOptions) -> Page:
-    if not isinstance(prompt, str) and any(isinstance(part, Hole) for part in prompt):
-        return model.compose_infill(prompt, options, model.propose)
-    (page,) = model.compose(prompt, options)
+    holes = not isinstance(prompt, str) and any(isinstance(part, Hole) for part in prompt)
+    pages = model.compose_infill(prompt, options, model.propose) if holes else model.compose(prompt, options)
+    (page,) = pages
     return page

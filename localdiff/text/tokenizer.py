@@ -167,9 +167,14 @@ class Tokenizer:
         return "" if token is None else self._vocab.texts[token]
 
     @property
+    def special_tokens(self) -> list[int]:
+        """The ids of all control tokens, ascending."""
+        return sorted(self._special)
+
+    @property
     def special_texts(self) -> list[str]:
         """The texts of all control tokens."""
-        return [self._vocab.texts[token] for token in sorted(self._special)]
+        return [self._vocab.texts[token] for token in self.special_tokens]
 
     @property
     def space_prefix(self) -> bool:
