@@ -1,16 +1,27 @@
-"""Deadlines: the pass after which there would be no time for another one.
+"""Deadlines: a text that is full in a given time, as good as the time allows.
 
-A canvas is a complete draft at every step: whenever time runs out, one last pass writes every position that is still
-masked. A pass is the last one when two more would be too late, going by the slowest of the last few; so a deadline is
-kept to within about one forward pass, and one that is shorter than two passes takes two. Not here: what the last pass
-writes (loop.py).
+A canvas is a complete draft at every step, so whenever time runs out one last pass can write every position that is
+still masked. A pass is the last one when two more would be too late, going by the slowest of the last few; so a
+deadline is kept to within about one forward pass, and one that is shorter than two passes takes two. Until then each
+step writes at least its share of the masks, the surest ones first, so that few are left for the last pass; decoders
+that take tokens back keep their own pace. Not here: what the last pass asks (loop.py).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..canvas import COMMITTED, Commits
+from .decoder import Move, Turn
+from .order import surest
 
 RECENT = 4  # passes that the next one is expected to be no slower than
 
@@ -29,6 +40,40 @@ class Pace:
     def end_pass(self) -> None:
         self._took.append(self.clock() - self._began)
 
-    def is_last(self, until: float) -> bool:
-        """Whether the coming pass has to be the last one of a text that has to be full when the clock is at `until`."""
-        return bool(self._took) and self.clock() + 2 * max(self._took) > until
+    def passes_left(self, until: float) -> float:
+        """How many passes end before the clock is at `until`; infinite before the first pass has been seen."""
+        return (until - self.clock()) / max(*self._took, 1e-9) if self._took else math.inf
+
+
+def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Move:
+    """The move of a decoder, writing more tokens where it would not be done in `left` passes, this one included.
+
+    kept_out   tokens that are not written so
+    """
+    commits, due = move.commits, math.ceil(len(turn.canvas.masked) / max(1.0, math.floor(left)))
+    missing = due - len(commits)
+    free = turn.masked & ~np.isin(turn.rows, commits.positions)
+    free &= ~np.isin(turn.proposal.token, kept_out)
+    if missing <= 0 or commits.copies is not None or not free.any():
+        return move
+    places = np.flatnonzero(free)
+    more = turn.write(places[surest(turn.proposal.probability[places], missing)])
+    return replace(move, commits=_together(commits, more))
+
+
+def _together(first: Commits, second: Commits) -> Commits:
+    """Changes at different positions as one; neither copies positions."""
+    order = np.argsort(np.concatenate([first.positions, second.positions]), kind="stable")
+
+    def joined(name: str, absent: float) -> npt.NDArray[Any]:
+        parts = [getattr(each, name) for each in (first, second)]
+        sizes = len(first), len(second)
+        filled = [np.full(size, absent) if part is None else part for part, size in zip(parts, sizes, strict=True)]
+        return np.concatenate(filled)[order]
+
+    return Commits(
+        joined("positions", 0).astype(np.int32),
+        joined("tokens", 0).astype(np.int32),
+        joined("scores", np.nan).astype(np.float32),
+        None if first.state is None else joined("state", COMMITTED).astype(np.uint8),
+    )

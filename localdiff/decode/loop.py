@@ -23,9 +23,9 @@ from ..cache.state import CachePolicy, State
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from ..engine import Proposal, Request
 from .controls import Controls
-from .deadline import Pace
+from .deadline import Pace, hurried
 from .decoder import NO_POSITIONS, Decoder, Look, Move, Turn
-from .table import Settings
+from .table import DECODERS, Settings
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,13 @@ class Job:
     answer: int
     controls: Controls = field(default_factory=Controls)
     ended: Callable[[Canvas, int], bool] = lambda canvas, settled: False
+
+    @property
+    def sizes(self) -> list[int]:
+        """The tokens that ask for more or fewer positions and are no text."""
+        facts = self.decoder.facts
+        asking = {facts.expand_token, facts.delete_token} - set(facts.stop_tokens)
+        return [token for token in asking if token is not None]
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,12 @@ class _Running:
     until: float
     steps: int = 0
     memory: Any = None
+
+    def move(self, turn: Turn, left: float) -> Move:
+        """What the decoder does, and more where it would not be done in `left` passes."""
+        move = self.job.decoder.step(turn)
+        rewrites = "rewrites" in DECODERS[self.job.settings.decoder].traits
+        return move if left == math.inf or rewrites else hurried(turn, move, left, self.job.sizes)
 
 
 class Denoiser:
@@ -152,7 +165,8 @@ class Denoiser:
         taking = [(slot, self._running[slot]) for slot in (self.live if slots is None else slots)]
         if not taking:
             return
-        last = {slot for slot, each in taking if self._pace.is_last(each.until)}
+        left = {slot: self._pace.passes_left(each.until) for slot, each in taking}
+        last = {slot for slot in left if left[slot] < 2}
         looks = [_look(each, slot in last) for slot, each in taking]
         requests = [_request(each, slot, look) for (slot, each), look in zip(taking, looks, strict=True)]
         self._pace.begin_pass()
@@ -161,7 +175,7 @@ class Denoiser:
         for (slot, each), look, answer in zip(taking, looks, answers, strict=True):
             proposal = _as_asked(answer.proposal, look)
             turn = Turn(each.canvas, look.rows, _listing(proposal, look.alternatives), each.steps + 1, each.memory)
-            move = Move(turn.write(turn.masked)) if slot in last else each.job.decoder.step(turn)
+            move = Move(turn.write(turn.masked)) if slot in last else each.move(turn, left[slot])
             if self._meter is not None:
                 self._meter.written(slot, move.commits)
             each.canvas, each.memory = turn.canvas.apply(move.commits), move.memory
@@ -211,10 +225,13 @@ def _look(running: _Running, last: bool) -> Look:
     room."""
     decoder, canvas = running.job.decoder, running.canvas
     look = decoder.look(canvas, running.steps + 1, running.memory)
+    if not len(look.rows):  # in a hurry more was written than the decoder knows of
+        running.memory = None
+        look = decoder.look(canvas, running.steps + 1, None)
     if not last:
         return look
-    sizes = {decoder.facts.expand_token, decoder.facts.delete_token} - {None, *decoder.facts.stop_tokens}
-    forbidden = np.union1d(NO_POSITIONS if look.forbidden is None else look.forbidden, list(sizes)).astype(np.int32)
+    forbidden = NO_POSITIONS if look.forbidden is None else look.forbidden
+    forbidden = np.union1d(forbidden, running.job.sizes).astype(np.int32)
     rows = canvas.masked if len(canvas.masked) else look.rows  # all may be written by decoders that change it again
     return replace(look, rows=rows, temperature=0.0, forbidden=forbidden)
 
