@@ -31,8 +31,8 @@ std::string block_name(int layer) { return "blk." + std::to_string(layer) + ".";
 
 void check_type(const Tensor& tensor) {
   if (tensor.type->decode == nullptr)
-    throw Error(LD_FILE, text("%.*s: type %s is not supported yet", (int)tensor.name.size(), tensor.name.data(),
-                              tensor.type->name));
+    throw Error(LD_FILE, text("%.*s: type %s cannot be run; convert the model to another type", (int)tensor.name.size(),
+                              tensor.name.data(), tensor.type->name));
 }
 
 void check_shape(const Tensor& tensor, uint64_t rows, uint64_t columns) {

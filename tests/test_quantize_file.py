@@ -283,7 +283,7 @@ def test_a_failure_or_ctrl_c_leaves_the_old_file(source: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("math", "bound"), [("exact", 1e-3), ("fast", 1e-2)])
-@pytest.mark.parametrize("kind", [T.Q3_K, T.IQ4_NL, T.IQ4_XS, T.MXFP4])
+@pytest.mark.parametrize("kind", [T.Q2_K, T.Q3_K, T.IQ4_NL, T.IQ4_XS, T.MXFP4])
 def test_low_types_multiply_as_the_dequantised_weights(
     source: Path, tmp_path: Path, kind: T, math: str, bound: float
 ) -> None:
@@ -293,7 +293,7 @@ def test_low_types_multiply_as_the_dequantised_weights(
         write_values(path, LLAMA, kind)
     else:
         quantize(source, path, type="q3_k_s" if kind == T.Q3_K else kind.name.lower())
-    assert sum(tensor.tensor_type == kind for tensor in gguf.GGUFReader(path).tensors) >= 10
+    assert sum(tensor.tensor_type == kind for tensor in gguf.GGUFReader(path).tensors) >= 9
     tokens = np.random.default_rng(3).integers(0, 96, 24, dtype=np.int32)
     expected = Reference(path).logits(tokens, visible_to("full", 24))
     with File.open(path) as file, EngineModel(file, threads=1) as model, model.session(rows=24, math=math) as session:
@@ -303,11 +303,11 @@ def test_low_types_multiply_as_the_dequantised_weights(
     assert 0 <= divergence <= bound
 
 
-def test_types_without_kernels_are_refused_by_name_when_run(source: Path, tmp_path: Path) -> None:
-    quantize(source, tmp_path / "out.gguf", type="q2_k")
+def test_types_without_kernels_are_refused_by_name_when_run(tmp_path: Path) -> None:
+    write_values(tmp_path / "out.gguf", LLAMA, T.TQ2_0)
     with File.open(tmp_path / "out.gguf") as file:
-        assert np.isfinite(file.decode("blk.0.attn_q.weight")).all()
-        with pytest.raises(ModelFileError, match=r"blk\.0\.\S+: type Q2_K cannot be run"):
+        assert file.tensor("blk.0.attn_q.weight").type == "TQ2_0"
+        with pytest.raises(ModelFileError, match=r"\S+: type TQ2_0 cannot be run"):
             EngineModel(file)
 
 

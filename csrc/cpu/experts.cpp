@@ -151,11 +151,13 @@ void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear,
   gathered.pick = row_of_;
   const PackedMatrix &gate = experts.matrix(experts.gate[0]), &up = experts.matrix(experts.up[0]);
   const PackedMatrix& down = experts.matrix(experts.down[0]);
-  const bool as_int8 = gate.traits().integer || up.traits().integer;
-  const bool as_float = !gate.traits().integer || !up.traits().integer;
+  InputForms in, middle;
+  in.add(gate.traits());
+  in.add(up.traits());
+  middle.add(down.traits());
   for (int first = 0; first < rows * used_; first += slab_) {
     const int last = std::min(first + slab_, rows * used_);
-    prepare(row, pool, linear, gathered, first, last - first, as_int8, as_float);
+    prepare(row, pool, linear, gathered, first, last - first, in);
     observe(observer, {experts.gate, experts.up}, gathered, first, first, last);
     multiply(pool, *linear, experts, {experts.gate, experts.up}, first, last, hidden_, hidden_width_,
              hidden_width_ / 2);
@@ -166,7 +168,7 @@ void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear,
                               Norm{},
                               experts.activation,
                               hidden_ + hidden_width_ / 2};
-    prepare(row, pool, linear, product, 0, last - first, down.traits().integer, !down.traits().integer);
+    prepare(row, pool, linear, product, 0, last - first, middle);
     observe(observer, {experts.down}, product, 0, first, last);
     multiply(pool, *linear, experts, {experts.down}, first, last, out_, width_, 0);
 

@@ -98,15 +98,19 @@ inline __m512i fold_signed(__m512i w, const Factors& f) {
   return fold_bytes(_mm512_slli_epi16(w, 8), _mm512_and_si512(w, _mm512_set1_epi16(-256)), f);
 }
 
-// Steps i and i + 1 of 16 channels (8 bits: step i only). Four bits that reach eight are looked up in the table.
+// Steps i and i + 1 of 32 values of k and 16 channels (8 bits: step i only). Four bits that reach eight are looked up in
+// the table.
 template <int kBits, int kReach>
 inline void fold_steps(const uint8_t* q, const uint8_t* high, int i, int half, __m512i table, const Factors& f,
                        __m512i w[2]) {
-  if (kBits == 4 && kReach <= 4) {
-    const __m512i packed = _mm512_loadu_si512(q + i * 64 + half * 64);
-    const auto value = [&](int shift) { return centred<kReach>(_mm512_slli_epi16(packed, shift + 4 - kReach)); };
-    w[0] = fold_bytes(value(12), value(4), f);
-    w[1] = fold_bytes(value(8), value(0), f);
+  if constexpr (kBits == low_bits(kBits) && kBits == kReach && kBits < 8) {  // shifted up from where they lie
+    const Shorts packed = (Shorts)_mm512_loadu_si512(q + i * kBits / 8 * 4 * kPanel + half * 64);
+    const auto value = [&](int shift) { return centred<kBits>((__m512i)(packed << shift)); };
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const int room = 8 - kBits - (i + j) * kBits % 8;  // above them in their byte
+      w[j] = fold_bytes(value(8 + room), value(room), f);
+    }
     return;
   }
   unpack_steps<kBits>(q, high, i, half, w);
@@ -127,11 +131,11 @@ inline void fold_steps(const uint8_t* q, const uint8_t* high, int i, int half, _
 
 template <int kBits, int kReach, int kSpan, bool kMinimum>
 void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  constexpr int kSteps = kBits == 8 ? 1 : 2, kGroupSpans = kGroup / kSpan;
+  constexpr int kSteps = kBits == 8 ? 1 : 2, kGroupSpans = kGroup / kSpan, kBlockSpans = kBlock / kSpan;
   const size_t record = record_at(t, p).next - p;
   for (int i = 0; i < k / t.record; ++i) {
     unpack_scales(t, record_at(t, p + i * record), chunk->scale + i * t.record / kSpan * kPanel,
-                  chunk->minimum + i * t.record / kBlock * kPanel);
+                  chunk->minimum + i * t.record / kSpan * kPanel);
   }
   const __m512i table = t.table ? load_table(t) : _mm512_setzero_si512();
   const int spans = k / kSpan, record_spans = t.record / kSpan;
@@ -143,16 +147,15 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
       Factors factors[kGroupSpans];
       const __m512 scale = group_factors<kReach, kMinimum>(chunk->scale + at, chunk->minimum + at, count, factors);
       _mm512_store_ps(chunk->group_scale + first / kGroupSpans * kPanel + 16 * half, scale);
-      for (int span = 0; span < count; ++span) {
+      for (int span = 0; span < count; span += kBlockSpans) {
         const Record from = record_at(t, p + (first + span) / record_spans * record);
         const int in_record = (first + span) % record_spans * kSpan;
-        const uint8_t* q = from.q + in_record * kPanel / kSteps;
-        const uint8_t* high = from.high + in_record * kPanel / 8 * (kBits - 4);
+        const uint8_t *q = q_of_block<kBits>(from, in_record), *high = high_of_block<kBits>(from, in_record);
         uint8_t* out = chunk->q + (first + span) * kSpan * kPanel + half * 64;
 #pragma GCC unroll 8
-        for (int i = 0; i < kSpan / 4; i += kSteps) {
+        for (int i = 0; i < kBlock / 4; i += kSteps) {
           __m512i w[2];
-          fold_steps<kBits, kReach>(q, high, i, half, table, factors[span], w);
+          fold_steps<kBits, kReach>(q, high, i, half, table, factors[span + 4 * i / kSpan], w);
           for (int j = 0; j < kSteps; ++j) _mm512_store_si512(out + (i + j) * 128, w[j]);
         }
       }
@@ -163,8 +166,10 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
 void unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
   if (t.table) {
     unpack_records<4, 8, 32, false>(t, p, k, chunk);
-  } else if (t.bits == 4 && t.span == 16) {
-    unpack_records<4, 3, 16, false>(t, p, k, chunk);
+  } else if (t.bits == 2) {
+    unpack_records<2, 2, 16, true>(t, p, k, chunk);
+  } else if (t.bits == 3) {
+    unpack_records<3, 3, 16, false>(t, p, k, chunk);
   } else if (t.bits == 4) {
     t.minimum ? unpack_records<4, 4, 32, true>(t, p, k, chunk) : unpack_records<4, 4, 32, false>(t, p, k, chunk);
   } else if (t.bits == 5) {

@@ -7,7 +7,7 @@
 //
 // The value of an output is fixed by its own row and channel. Exact arithmetic: blocks of 32 ascend along k,
 //   t = scale[0] * dot[0] (+ scale[1] * dot[1] where scales cover 16);  y = fma(t, row_scale, y);
-//   y = fma(minimum, row_scale * row_sum, y)
+//   y = fma(minimum, row_scale * row_sum, y), for each minimum
 // with exact int32 dots. Fast arithmetic: groups of 128 ascend, while a chunk is unpacked its weights are folded to int8
 // with one scale per group (fold.h), y = fma(scale * dot, row_scale, y). Float32 kinds: y = fma(w, x, y) along k. So it
 // depends neither on the other rows of a call nor on threads, panels, tiles or chunks.
@@ -49,6 +49,7 @@ enum class PackedKind {
   i4_super_min,
   i5_super_min,
   i6_super,
+  i2_super_min,
   i3_super,
   iq4,
   iq4_super,
@@ -59,22 +60,25 @@ enum class PackedKind {
 struct PackedTraits {
   const char* name;
   bool integer;  // int8 arithmetic, else float32
-  int bits;      // per stored weight; integers: 4, 5, 6 or 8
+  int bits;      // per stored weight; integers: 2 to 6 or 8
   int reach;   // bits of q - offset or of an entry of the table: it lies in [-2^(reach - 1), 2^(reach - 1)) if centred
   int record;  // values of k per record
-  int span;    // values of k per scale: 32 or 16; 0 where there is none
+  int span;    // values of k per scale and minimum: 32 or 16; 0 where there is none
   bool minimum;
   bool super;
   int offset;           // subtracted from stored values; 8 bits are signed as they are
   const int8_t* table;  // of 4 stored bits, 16 entries; null: they are numbers
   bool bfloat;          // scales are bfloat16: powers of two beyond float16
+  bool joint;           // one byte holds the codes of a scale and, in its high half, of a minimum
 };
 const PackedTraits& packed_traits(PackedKind kind);
 
-// Bytes of one record of a panel of `panel` channels: [d | dmin | scale codes | minimum codes | q | high]. q of 8 bits is
-// [record / 4][panel][4]; otherwise the low four bits, [record / 8][panel][4] with values of k 4 apart in the low and high
-// half of a byte. The remaining bits are `high`: of 6 bits [record / 16][panel][4], of 5 bits [record / 32][panel][4],
-// values of k 4 apart in ascending bits of a byte. Float kinds are [panel] of one k.
+// Stored bits that lie in q; what is left, one or two of them, lies in `high`.
+constexpr int low_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+
+// Bytes of one record of a panel of `panel` channels: [d | dmin | scale codes | minimum codes | q | high]. q and high, of
+// b bits per value, are [record * b / 32][panel][4] with values of k 4 apart in ascending bits of a byte. Float kinds are
+// [panel] of one k.
 size_t record_bytes(const PackedTraits& traits, int panel);
 
 // Memory of packed matrices, cut from large pieces so that matrices lie side by side on 2 MiB pages, where the system
@@ -131,7 +135,7 @@ class PackedMatrix {
 struct Int8Row {
   uint8_t* q;         // [k]
   float* scale;       // [k / size]; NaN where the block holds a value that is not finite
-  float* scaled_sum;  // [k / size] scale * sum of q; exact arithmetic only
+  float* scaled_sum;  // [k / size] scale * sum of q; exact arithmetic only; for tiles of 16 per minimum [k / 16]
   int32_t* sum;       // [k / size] sum of q
 };
 
@@ -143,7 +147,7 @@ struct Int8Chunk {
   uint8_t* q;          // [k / 4][panel][4]
   int32_t* start;      // [k / span][panel]
   float* scale;        // [k / span][panel]
-  float* minimum;      // [k / 32][panel]
+  float* minimum;      // [k / span][panel]
   float* group_scale;  // [k / 128][panel], fast arithmetic; in the place of start
 };
 
@@ -174,6 +178,7 @@ struct FloatTile {
 struct GemmKernels {
   int panel;                  // output channels per panel, <= kMaxPanel
   int int8_rows, float_rows;  // most rows of one tile
+  uint8_t flip;               // what is xor-ed to the signed bytes of prepared rows
   // Rounds to nearest; |q| <= 127, scale = max |x| / 127 per block, 0 where max |x| < 2^-100. k is a multiple of 32.
   void (*quantize)(const float* x, int k, const Int8Row& row);
   void (*int8_unpack)(const PackedTraits& traits, const uint8_t* records, int k, Int8Chunk* chunk);
@@ -196,6 +201,15 @@ extern const GemmKernels gemm_neon_i8mm;
 
 // ---- the linear layer ----
 
+// What matrices want of their input.
+struct InputForms {
+  bool int8 = false, half_sums = false, floats = false;
+  void add(const PackedTraits& t) {
+    (t.integer ? int8 : floats) = true;
+    half_sums |= t.minimum && t.span == kBlock / 2;
+  }
+};
+
 // Memory of a session for its linear layers: one slab of prepared rows and the buffers of each thread.
 class LinearScratch {
  public:
@@ -204,6 +218,7 @@ class LinearScratch {
 
   // The rows that prepare() left here, 0 <= r < count.
   Int8Row int8_row(int r) const;
+  float* half_sums(int r) const { return half_sum_ + 2 * r * block_stride_; }  // [k / 16] scale * sum of q
   float* float_row(int r) const { return x_ + r * x_stride_; }
   int count() const { return count_; }
 
@@ -220,10 +235,10 @@ class LinearScratch {
   Thread thread(int index) const;
 
  private:
-  friend void prepare(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, int, bool, bool);
+  friend void prepare(const KernelRow&, Pool&, LinearScratch*, const LinearInput&, int, int, InputForms);
 
   uint8_t *q_, *threads_;
-  float *scale_, *scaled_sum_, *x_;
+  float *scale_, *scaled_sum_, *half_sum_, *x_;
   int32_t* sum_;
   size_t thread_bytes_;
   ptrdiff_t q_stride_ = 0, block_stride_ = 0, x_stride_ = 0;  // of the prepared rows
@@ -233,9 +248,10 @@ class LinearScratch {
 size_t linear_scratch_bytes(int rows, int max_k, int threads);
 
 // Produces rows [first, first + count) of the input (VectorKernels::produce) in parallel and keeps them in the scratch
-// as int8 (in blocks or groups, as the scratch's arithmetic asks), as float32 or both. count <= kSlabRows; replaces what was prepared before.
+// in these forms, int8 in blocks or groups as the scratch's arithmetic asks. count <= kSlabRows; replaces what was
+// prepared before.
 void prepare(const KernelRow& row, Pool& pool, LinearScratch* scratch, const LinearInput& input, int first, int count,
-             bool as_int8, bool as_float);
+             InputForms forms);
 
 // Prepared rows [row0, row1) times panels [panel0, panel1), in the calling thread:
 //   out[(r - row0) * stride + (p - panel0) * panel + c] = rows[r] . W[p * panel + c]

@@ -1,7 +1,7 @@
 // What every kernel row's gemm_<row>.cpp compiles under its own flags: the end of a linear layer and the layout of a
 // record. Included once per row, inside its anonymous namespace, so that nothing here is shared between rows.
 
-// Parts of a record, see record_bytes(): float16 d, float16 dmin, codes, minimum codes, q, bits past the fourth.
+// Parts of a record, see record_bytes(): float16 d, float16 dmin, codes, minimum codes (joint: the same), q, high.
 struct Record {
   const uint8_t *d, *dmin, *codes, *min_codes, *q, *high;
   const uint8_t* next;
@@ -26,9 +26,10 @@ inline Record record_at(const PackedTraits& t, const uint8_t* p) {
   r.d = p;
   r.dmin = p += 2 * kPanel;
   r.codes = p += t.minimum ? 2 * kPanel : 0;
-  r.min_codes = p += t.super ? t.record / t.span * kPanel : 0;
-  r.q = p += t.super && t.minimum ? t.record / kBlock * kPanel : 0;
-  r.high = p + t.record * kPanel / 2;
+  const int codes = t.super ? t.record / t.span * kPanel : 0;
+  r.min_codes = t.joint ? p : p + codes;
+  r.q = p += t.minimum && !t.joint ? 2 * codes : codes;
+  r.high = p + t.record * kPanel / 8 * low_bits(t.bits);
   r.next = p + t.record * kPanel / 8 * t.bits;
   return r;
 }

@@ -1,7 +1,7 @@
 // Matrix products for AVX2 with FMA. A panel is 16 channels, two registers: one load feeds 8 channels x 4 values of k.
 // vpmaddubsw wants unsigned x signed and saturates at 16 bits, so there are two ways, both exact:
 //   4 bits  weights stay unsigned (0..15); eight products of a block fit into 16 bits (8 * 2 * 15 * 127 = 30,480); the
-//           offset is taken off through the sum of the row's block.
+//           offset is taken off through the sum of the row's block. 2 bits likewise.
 //   8 bits  |w| times the input with w's sign: 2 * 128 * 127 = 32,512 fits, one widening per product.
 // Tiles are 4 rows (int8) and 6 rows (float). Not here: AVX-VNNI.
 #include <immintrin.h>
@@ -69,7 +69,13 @@ void quantize(const float* x, int k, const Int8Row& row) {
   }
 }
 
-// Scales and minimums of one record, to [spans][16] and [blocks][16].
+// The low (shift 0) or high (4) four bits of 8 bytes.
+inline __m256 load_nibbles(const uint8_t* p, int shift) {
+  const __m128i bytes = _mm_srl_epi16(_mm_loadl_epi64((const __m128i*)p), _mm_cvtsi32_si128(shift));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15))));
+}
+
+// Scales and minimums of one record, to [spans][16] each.
 inline void unpack_scales(const PackedTraits& t, const Record& record, float* scale, float* minimum) {
   for (int half = 0; half < kPanel; half += 8) {
     const __m256 d = t.bfloat ? load_bfloat(record.d + 2 * half) : load_half(record.d + 2 * half);
@@ -79,61 +85,73 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
       continue;
     }
     for (int i = 0; i < t.record / t.span; ++i) {
-      _mm256_store_ps(scale + i * kPanel + half, _mm256_mul_ps(d, load_s8(record.codes + i * kPanel + half)));
+      const uint8_t* codes = record.codes + i * kPanel + half;
+      _mm256_store_ps(scale + i * kPanel + half, _mm256_mul_ps(d, t.joint ? load_nibbles(codes, 0) : load_s8(codes)));
     }
     if (!t.minimum) continue;
     const __m256 dmin = _mm256_sub_ps(_mm256_setzero_ps(), load_half(record.dmin + 2 * half));
-    for (int i = 0; i < t.record / kBlock; ++i) {
-      _mm256_store_ps(minimum + i * kPanel + half, _mm256_mul_ps(dmin, load_s8(record.min_codes + i * kPanel + half)));
+    for (int i = 0; i < t.record / t.span; ++i) {
+      const uint8_t* codes = record.min_codes + i * kPanel + half;
+      _mm256_store_ps(minimum + i * kPanel + half,
+                      _mm256_mul_ps(dmin, t.joint ? load_nibbles(codes, 4) : load_s8(codes)));
     }
   }
 }
 
-// The bits past the fourth of 32 values, of which the first is `shift` bits up, in place.
-inline __m256i high_bits(const uint8_t* high, int shift, __m256i mask) {
-  const __m256i bits = _mm256_srl_epi16(_mm256_loadu_si256((const __m256i*)high), _mm_cvtsi32_si128(shift));
-  return _mm256_slli_epi16(_mm256_and_si256(bits, mask), 4);
+// Bits of 32 values, of which the first is `shift` bits up.
+inline __m256i bits_of(__m256i packed, int shift, __m256i mask) {
+  return _mm256_and_si256(_mm256_srl_epi16(packed, _mm_cvtsi32_si128(shift)), mask);
+}
+
+// The values of a record, kLow bits of each in q.
+template <int kLow>
+inline void unpack_values(const PackedTraits& t, const Record& record, uint8_t* out) {
+  const int more = t.bits - kLow;
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << more) - 1));
+  const __m256i less = _mm256_set1_epi8(static_cast<char>(t.offset));
+  const __m256i low = _mm256_set1_epi8((1 << kLow) - 1);
+  const __m256i table = t.table ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t.table)) : low;
+  for (int i = 0; i < t.record / 4; i += 2, out += 128) {  // 8 values of k
+    const uint8_t *q = record.q + i * kLow / 8 * 64, *high = record.high + i * more / 8 * 64;
+#pragma GCC unroll 2
+    for (int half = 0; half < 64; half += 32) {
+      const __m256i packed = _mm256_loadu_si256((const __m256i*)(q + half));
+      __m256i w0 = kLow == 4 ? _mm256_and_si256(packed, low) : bits_of(packed, i * kLow % 8, low);
+      __m256i w1 =
+          kLow == 4 ? _mm256_and_si256(_mm256_srli_epi16(packed, 4), low) : bits_of(packed, i * kLow % 8 + kLow, low);
+      if (more) {
+        const __m256i bits = _mm256_loadu_si256((const __m256i*)(high + half));
+        w0 = _mm256_or_si256(w0, _mm256_slli_epi16(bits_of(bits, i * more % 8, mask), kLow));
+        w1 = _mm256_or_si256(w1, _mm256_slli_epi16(bits_of(bits, i * more % 8 + more, mask), kLow));
+      }
+      if (t.table) {
+        w0 = _mm256_shuffle_epi8(table, w0);
+        w1 = _mm256_shuffle_epi8(table, w1);
+      } else if (t.reach != 4) {
+        w0 = _mm256_sub_epi8(w0, less);
+        w1 = _mm256_sub_epi8(w1, less);
+      }
+      _mm256_store_si256((__m256i*)(out + half), w0);
+      _mm256_store_si256((__m256i*)(out + 64 + half), w1);
+    }
+  }
 }
 
 // Values of 4 bits stay unsigned; the others become signed bytes.
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  const int more = t.bits - 4;
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << more) - 1));
-  const __m256i less = _mm256_set1_epi8(static_cast<char>(t.offset));
-  const __m256i low = _mm256_set1_epi8(15);
-  const __m256i table = t.table ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t.table)) : low;
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
-    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / kBlock * kPanel);
+    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / t.span * kPanel);
     uint8_t* out = chunk->q + k0 * kPanel;
-    const uint8_t* q = record.q;
     if (t.bits == 8) {
-      for (; q < record.next; q += 32, out += 32) {
+      for (const uint8_t* q = record.q; q < record.next; q += 32, out += 32) {
         _mm256_store_si256((__m256i*)out, _mm256_loadu_si256((const __m256i*)q));
       }
-      continue;
-    }
-    for (int shift = 0; q < record.high; q += 64, out += 128, shift += 2 * more) {  // 8 values of k
-      const uint8_t* high = record.high + shift / 8 * 64;
-#pragma GCC unroll 2
-      for (int half = 0; half < 64; half += 32) {
-        const __m256i packed = _mm256_loadu_si256((const __m256i*)(q + half));
-        __m256i w0 = _mm256_and_si256(packed, low), w1 = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low);
-        if (more) {
-          w0 = _mm256_or_si256(w0, high_bits(high + half, shift % 8, mask));
-          w1 = _mm256_or_si256(w1, high_bits(high + half, shift % 8 + more, mask));
-        }
-        if (t.table) {
-          w0 = _mm256_shuffle_epi8(table, w0);
-          w1 = _mm256_shuffle_epi8(table, w1);
-        } else if (t.reach != 4) {
-          w0 = _mm256_sub_epi8(w0, less);
-          w1 = _mm256_sub_epi8(w1, less);
-        }
-        _mm256_store_si256((__m256i*)(out + half), w0);
-        _mm256_store_si256((__m256i*)(out + 64 + half), w1);
-      }
+    } else if (low_bits(t.bits) == 4) {
+      unpack_values<4>(t, record, out);
+    } else {
+      unpack_values<2>(t, record, out);
     }
   }
 }
@@ -180,6 +198,7 @@ inline void dots(const uint8_t* w, const uint8_t* x, ptrdiff_t x_stride, __m256i
 
 template <int kRows, int kBits, int kSpan, bool kMinimum>
 void int8_tile_of(const Int8Tile& tile) {
+  constexpr int kSums = kBlock / kSpan;
   const Int8Chunk& chunk = *tile.chunk;
   const uint8_t* w = chunk.q;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
@@ -214,14 +233,15 @@ void int8_tile_of(const Int8Tile& tile) {
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         __m256 y = _mm256_fmadd_ps(t[r][i], by, _mm256_loadu_ps(out + 8 * i));
-        if (kMinimum) {
-          const __m256 sum = _mm256_set1_ps(tile.row.scaled_sum[r * tile.block_stride + b]);
-          y = _mm256_fmadd_ps(_mm256_load_ps(minimum + 8 * i), sum, y);
+#pragma GCC unroll 2
+        for (int s = 0; kMinimum && s < kSums; ++s) {
+          const __m256 sum = _mm256_set1_ps(tile.row.scaled_sum[(r * tile.block_stride + b) * kSums + s]);
+          y = _mm256_fmadd_ps(_mm256_load_ps(minimum + s * kPanel + 8 * i), sum, y);
         }
         _mm256_storeu_ps(out + 8 * i, y);
       }
     }
-    minimum += kPanel;
+    minimum += kSums * kPanel;
   }
 }
 
@@ -235,12 +255,13 @@ using Int8TileFunction = void (*)(const Int8Tile&);
   }
 constexpr Int8TileFunction kTiles[2][2][kInt8Rows] = {{LD_TILES(4, 32, false), LD_TILES(4, 32, true)},
                                                       {LD_TILES(8, 32, false), LD_TILES(8, 32, true)}};
-constexpr Int8TileFunction kShortTiles[kInt8Rows] = LD_TILES(8, 16, false);
+constexpr Int8TileFunction kShortTiles[2][kInt8Rows] = {LD_TILES(8, 16, false), LD_TILES(4, 16, true)};
 #undef LD_TILES
 
 void int8_tile(const Int8Tile& tile) {
   const Int8Chunk& chunk = *tile.chunk;
-  const Int8TileFunction* tiles = chunk.span == 16 ? kShortTiles : kTiles[chunk.reach > 4][chunk.minimum_used];
+  const bool minimum = chunk.minimum_used;
+  const Int8TileFunction* tiles = chunk.span == 16 ? kShortTiles[minimum] : kTiles[chunk.reach > 4][minimum];
   tiles[tile.rows - 1](tile);
 }
 
@@ -283,7 +304,7 @@ void float_tile(const FloatTile& tile) {
 
 }  // namespace
 
-const GemmKernels gemm_avx2 = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
-                               int8_tile, float_unpack, float_tile, finish};
+const GemmKernels gemm_avx2 = {kPanel,      kInt8Rows, kFloatRows,   0,          quantize,
+                               int8_unpack, int8_tile, float_unpack, float_tile, finish};
 
 }  // namespace ld

@@ -46,31 +46,34 @@ void quantize(const float* x, int k, const Int8Row& row) {
   }
 }
 
-// Bytes of one span of 16 or 32 values and the sums that its blocks start from.
+// Bytes of 32 values and the sums that its spans of 16 or 32 start from.
 template <int kBits, int kSpan, bool kTable>
-inline void unpack_span(const PackedTraits& t, const uint8_t* q, const uint8_t* high, uint8_t* out, int32_t* start) {
+inline void unpack_block(const PackedTraits& t, const uint8_t* q, const uint8_t* high, uint8_t* out, int32_t* start) {
   const __m512i less = kTable ? load_table(t) : _mm512_set1_epi8(static_cast<char>(t.offset));
   const __m512i all = _mm512_set1_epi8(-128);  // as unsigned bytes: 128
-  __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-#pragma GCC unroll 16
-  for (int i = 0; i < kSpan / 4; i += kBits == 8 ? 1 : 2) {
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      __m512i w[2];
-      unpack_steps<kBits>(q, high, i, half, w);
-      if (kBits != 8) {
-        w[0] = kTable ? _mm512_shuffle_epi8(less, w[0]) : _mm512_sub_epi8(w[0], less);
-        w[1] = kTable ? _mm512_shuffle_epi8(less, w[1]) : _mm512_sub_epi8(w[1], less);
-      }
+  for (int first = 0; first < kBlock / 4; first += kSpan / 4, start += kPanel) {
+    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+#pragma GCC unroll 8
+    for (int i = first; i < first + kSpan / 4; i += kBits == 8 ? 1 : 2) {
 #pragma GCC unroll 2
-      for (int j = 0; j < (kBits == 8 ? 1 : 2); ++j) {
-        _mm512_store_si512(out + (i + j) * 128 + half * 64, w[j]);
-        dot4(sum[half], all, w[j]);
+      for (int half = 0; half < 2; ++half) {
+        __m512i w[2];
+        unpack_steps<kBits>(q, high, i, half, w);
+        if (kBits != 8) {
+          w[0] = kTable ? _mm512_shuffle_epi8(less, w[0]) : _mm512_sub_epi8(w[0], less);
+          w[1] = kTable ? _mm512_shuffle_epi8(less, w[1]) : _mm512_sub_epi8(w[1], less);
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < (kBits == 8 ? 1 : 2); ++j) {
+          _mm512_store_si512(out + (i + j) * 128 + half * 64, w[j]);
+          dot4(sum[half], all, w[j]);
+        }
       }
     }
-  }
-  for (int half = 0; half < 2; ++half) {
-    _mm512_store_si512(start + half * 16, _mm512_sub_epi32(_mm512_setzero_si512(), sum[half]));
+    for (int half = 0; half < 2; ++half) {
+      _mm512_store_si512(start + half * 16, _mm512_sub_epi32(_mm512_setzero_si512(), sum[half]));
+    }
   }
 }
 
@@ -79,11 +82,10 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
-    unpack_scales(t, record, chunk->scale + k0 / kSpan * kPanel, chunk->minimum + k0 / kBlock * kPanel);
-    for (int i = 0; i < t.record; i += kSpan) {
-      unpack_span<kBits, kSpan, kTable>(t, record.q + i * kPanel / (kBits == 8 ? 1 : 2),
-                                        record.high + i * kPanel / 8 * (kBits - 4), chunk->q + (k0 + i) * kPanel,
-                                        chunk->start + (k0 + i) / kSpan * kPanel);
+    unpack_scales(t, record, chunk->scale + k0 / kSpan * kPanel, chunk->minimum + k0 / kSpan * kPanel);
+    for (int i = 0; i < t.record; i += kBlock) {
+      unpack_block<kBits, kSpan, kTable>(t, q_of_block<kBits>(record, i), high_of_block<kBits>(record, i),
+                                         chunk->q + (k0 + i) * kPanel, chunk->start + (k0 + i) / kSpan * kPanel);
     }
   }
 }
@@ -91,8 +93,12 @@ void unpack_records(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* c
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
   if (t.table) {
     unpack_records<4, 32, true>(t, p, k, chunk);
+  } else if (t.bits == 2) {
+    unpack_records<2, 16>(t, p, k, chunk);
+  } else if (t.bits == 3) {
+    unpack_records<3, 16>(t, p, k, chunk);
   } else if (t.bits == 4) {
-    t.span == 16 ? unpack_records<4, 16>(t, p, k, chunk) : unpack_records<4, 32>(t, p, k, chunk);
+    unpack_records<4, 32>(t, p, k, chunk);
   } else if (t.bits == 5) {
     unpack_records<5, 32>(t, p, k, chunk);
   } else if (t.bits == 6) {
@@ -104,6 +110,7 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
 
 template <int kRows, int kSpan, bool kMinimum>
 void int8_tile_of(const Int8Tile& tile) {
+  constexpr int kSums = kBlock / kSpan;
   const Int8Chunk& chunk = *tile.chunk;
   __m512 y[kRows][2];
 #pragma GCC unroll 8
@@ -154,15 +161,15 @@ void int8_tile_of(const Int8Tile& tile) {
       y[r][0] = _mm512_fmadd_ps(t[r][0], by, y[r][0]);
       y[r][1] = _mm512_fmadd_ps(t[r][1], by, y[r][1]);
     }
-    if (kMinimum) {
+#pragma GCC unroll 2
+    for (int sum = 0; kMinimum && sum < kSums; ++sum, minimum += kPanel) {
       const __m512 m0 = _mm512_load_ps(minimum), m1 = _mm512_load_ps(minimum + 16);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const __m512 by = _mm512_set1_ps(tile.row.scaled_sum[r * tile.block_stride + b]);
+        const __m512 by = _mm512_set1_ps(tile.row.scaled_sum[(r * tile.block_stride + b) * kSums + sum]);
         y[r][0] = _mm512_fmadd_ps(m0, by, y[r][0]);
         y[r][1] = _mm512_fmadd_ps(m1, by, y[r][1]);
       }
-      minimum += kPanel;
     }
   }
 #pragma GCC unroll 8
@@ -181,12 +188,13 @@ using Int8TileFunction = void (*)(const Int8Tile&);
         int8_tile_of<4, span, minimum>, int8_tile_of<5, span, minimum>, int8_tile_of<6, span, minimum>, \
         int8_tile_of<7, span, minimum>                                                                  \
   }
-constexpr Int8TileFunction kTiles[3][kInt8Rows] = {LD_TILES(32, false), LD_TILES(32, true), LD_TILES(16, false)};
+constexpr Int8TileFunction kTiles[2][2][kInt8Rows] = {{LD_TILES(32, false), LD_TILES(32, true)},
+                                                      {LD_TILES(16, false), LD_TILES(16, true)}};
 #undef LD_TILES
 
 void int8_tile(const Int8Tile& tile) {
   const Int8Chunk& chunk = *tile.chunk;
-  kTiles[chunk.span == 16 ? 2 : chunk.minimum_used][tile.rows - 1](tile);
+  kTiles[chunk.span == 16][chunk.minimum_used][tile.rows - 1](tile);
 }
 
 void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
@@ -229,7 +237,7 @@ void float_tile(const FloatTile& tile) {
 
 }  // namespace
 
-const GemmKernels gemm_avx512_vnni = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
-                                      int8_tile, float_unpack, float_tile, finish};
+const GemmKernels gemm_avx512_vnni = {kPanel,      kInt8Rows, kFloatRows,   0x80,       quantize,
+                                      int8_unpack, int8_tile, float_unpack, float_tile, finish};
 
 }  // namespace ld

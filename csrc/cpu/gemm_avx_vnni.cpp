@@ -72,11 +72,12 @@ void int8_unpack(const PackedTraits& t, const uint8_t* records, int k, Int8Chunk
 
 template <int kRows, int kSpan, bool kMinimum>
 void int8_tile_of(const Int8Tile& tile) {
+  constexpr int kSums = kBlock / kSpan;
   const Int8Chunk& chunk = *tile.chunk;
   const uint8_t* w = chunk.q;
   const int32_t* start = chunk.start;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
-  for (int b = 0; b < chunk.k / kBlock; ++b, minimum += kPanel) {
+  for (int b = 0; b < chunk.k / kBlock; ++b, minimum += kSums * kPanel) {
     prefetch_ahead(tile, b);
     __m256 t[kRows][2];
 #pragma GCC unroll 2
@@ -116,10 +117,11 @@ void int8_tile_of(const Int8Tile& tile) {
       const __m256 by = _mm256_set1_ps(tile.row.scale[r * tile.block_stride + b]);
       __m256 y0 = _mm256_fmadd_ps(t[r][0], by, _mm256_loadu_ps(out));
       __m256 y1 = _mm256_fmadd_ps(t[r][1], by, _mm256_loadu_ps(out + 8));
-      if (kMinimum) {
-        const __m256 sum = _mm256_set1_ps(tile.row.scaled_sum[r * tile.block_stride + b]);
-        y0 = _mm256_fmadd_ps(_mm256_load_ps(minimum), sum, y0);
-        y1 = _mm256_fmadd_ps(_mm256_load_ps(minimum + 8), sum, y1);
+#pragma GCC unroll 2
+      for (int s = 0; kMinimum && s < kSums; ++s) {
+        const __m256 sum = _mm256_set1_ps(tile.row.scaled_sum[(r * tile.block_stride + b) * kSums + s]);
+        y0 = _mm256_fmadd_ps(_mm256_load_ps(minimum + s * kPanel), sum, y0);
+        y1 = _mm256_fmadd_ps(_mm256_load_ps(minimum + s * kPanel + 8), sum, y1);
       }
       _mm256_storeu_ps(out, y0);
       _mm256_storeu_ps(out + 8, y1);
@@ -138,11 +140,9 @@ void int8_tile_up_to(const Int8Tile& tile) {
 
 void int8_tile(const Int8Tile& tile) {
   if (tile.chunk->span == 16) {
-    int8_tile_up_to<kInt8Rows, 16, false>(tile);
-  } else if (tile.chunk->minimum_used) {
-    int8_tile_up_to<kInt8Rows, 32, true>(tile);
+    tile.chunk->minimum_used ? int8_tile_up_to<kInt8Rows, 16, true>(tile) : int8_tile_up_to<kInt8Rows, 16, false>(tile);
   } else {
-    int8_tile_up_to<kInt8Rows, 32, false>(tile);
+    tile.chunk->minimum_used ? int8_tile_up_to<kInt8Rows, 32, true>(tile) : int8_tile_up_to<kInt8Rows, 32, false>(tile);
   }
 }
 
@@ -153,7 +153,7 @@ void float_tile(const FloatTile& tile) { gemm_avx2.float_tile(tile); }
 
 }  // namespace
 
-const GemmKernels gemm_avx_vnni = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
-                                   int8_tile, float_unpack, float_tile, finish};
+const GemmKernels gemm_avx_vnni = {kPanel,      kInt8Rows, kFloatRows,   0x80,       quantize,
+                                   int8_unpack, int8_tile, float_unpack, float_tile, finish};
 
 }  // namespace ld

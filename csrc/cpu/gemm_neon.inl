@@ -12,8 +12,8 @@ inline float32x4_t load_bfloat(const uint8_t* p) {
   return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
 // 8 signed bytes as floats
-inline void load_s8(const uint8_t* p, float32x4_t out[2]) {
-  const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
+inline void floats_of(uint8x8_t bytes, float32x4_t out[2]) {
+  const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(bytes));
   out[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
   out[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)));
 }
@@ -52,7 +52,7 @@ void quantize(const float* x, int k, const Int8Row& row) {
   }
 }
 
-// Scales and minimums of one record, to [spans][kPanel] and [blocks][kPanel].
+// Scales and minimums of one record, to [spans][kPanel] each.
 inline void unpack_scales(const PackedTraits& t, const Record& record, float* scale, float* minimum) {
   for (int c = 0; c < kPanel; c += 8) {
 #pragma GCC unroll 2
@@ -61,26 +61,43 @@ inline void unpack_scales(const PackedTraits& t, const Record& record, float* sc
       const float32x4_t d = t.bfloat ? load_bfloat(record.d + 2 * at) : load_half(record.d + 2 * at);
       float32x4_t codes[2];
       for (int i = 0; i < t.record / t.span; ++i) {
-        if (t.super) load_s8(record.codes + i * kPanel + c, codes);
+        const uint8x8_t bytes = vld1_u8(record.codes + i * kPanel + c);
+        if (t.super) floats_of(t.joint ? vand_u8(bytes, vdup_n_u8(15)) : bytes, codes);
         vst1q_f32(scale + i * kPanel + at, t.super ? vmulq_f32(d, codes[half]) : d);
       }
       if (!t.minimum) continue;
       const float32x4_t dmin = load_half(record.dmin + 2 * at);
-      for (int i = 0; i < t.record / kBlock; ++i) {
-        if (t.super) load_s8(record.min_codes + i * kPanel + c, codes);
+      for (int i = 0; i < t.record / t.span; ++i) {
+        const uint8x8_t bytes = vld1_u8(record.min_codes + i * kPanel + c);
+        if (t.super) floats_of(t.joint ? vshr_n_u8(bytes, 4) : bytes, codes);
         vst1q_f32(minimum + i * kPanel + at, t.super ? vmulq_f32(vnegq_f32(dmin), codes[half]) : dmin);
       }
     }
   }
 }
 
-// The bits past the fourth of the i-th 4 values of k of a record, in place, for the 16 bytes at `at` of the panel.
-inline uint8x16_t high_bits(const PackedTraits& t, const Record& record, int i, int at) {
-  const int more = t.bits - 4, bit = i * more;
-  if (more == 0) return vdupq_n_u8(0);
-  const uint8x16_t bits = vld1q_u8(record.high + bit / 8 * 4 * kPanel + at);
-  const uint8x16_t shifted = vshlq_u8(bits, vdupq_n_s8(static_cast<int8_t>(-(bit % 8))));
-  return vshlq_n_u8(vandq_u8(shifted, vdupq_n_u8(static_cast<uint8_t>((1 << more) - 1))), 4);
+// The part of `bits` bits of the i-th 4 values of k of a record, for the 16 bytes at `at` of the panel.
+inline uint8x16_t part_of(const uint8_t* part, int bits, int i, int at) {
+  const uint8x16_t packed = vld1q_u8(part + i * bits / 8 * 4 * kPanel + at);
+  const uint8x16_t shifted = vshlq_u8(packed, vdupq_n_s8(static_cast<int8_t>(-(i * bits % 8))));
+  return vandq_u8(shifted, vdupq_n_u8(static_cast<uint8_t>((1 << bits) - 1)));
+}
+
+// Stored values of fewer than 8 bits of steps i and i + 1, 4 values of k each, for the 16 bytes at `at` of the panel.
+inline void unpack_steps(const PackedTraits& t, const Record& record, int i, int at, uint8x16_t w[2]) {
+  const int low = low_bits(t.bits), more = t.bits - low;
+  if (low == 4) {
+    const uint8x16_t packed = vld1q_u8(record.q + i * 2 * kPanel + at);
+    w[0] = vandq_u8(packed, vdupq_n_u8(15));
+    w[1] = vshrq_n_u8(packed, 4);
+  } else {
+    w[0] = part_of(record.q, low, i, at);
+    w[1] = part_of(record.q, low, i + 1, at);
+  }
+  if (more == 0) return;
+  const int8x16_t up = vdupq_n_s8(static_cast<int8_t>(low));
+  w[0] = vorrq_u8(w[0], vshlq_u8(part_of(record.high, more, i, at), up));
+  w[1] = vorrq_u8(w[1], vshlq_u8(part_of(record.high, more, i + 1, at), up));
 }
 
 // Signed bytes of stored values of fewer than 8 bits.
@@ -100,12 +117,15 @@ inline float32x4_t scaled(int32x4_t dot, const float* scale, float32x4_t before)
 }
 
 // y += t * row scale (+ minimum * scaled sum of the row), in memory: sums of bytes fill the registers.
-template <bool kMinimum>
+template <int kSpan, bool kMinimum>
 inline void add_block(const Int8Tile& tile, int r, int b, int c, float32x4_t t, const float* minimum) {
+  constexpr int kSums = kBlock / kSpan;
   float* out = tile.out + r * tile.out_stride + c;
   const ptrdiff_t at = r * tile.block_stride + b;
   float32x4_t y = vfmaq_n_f32(vld1q_f32(out), t, tile.row.scale[at]);
-  if (kMinimum) y = vfmaq_n_f32(y, vld1q_f32(minimum + c), tile.row.scaled_sum[at]);
+  for (int s = 0; kMinimum && s < kSums; ++s) {
+    y = vfmaq_n_f32(y, vld1q_f32(minimum + s * kPanel + c), tile.row.scaled_sum[at * kSums + s]);
+  }
   vst1q_f32(out, y);
 }
 

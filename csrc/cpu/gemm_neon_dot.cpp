@@ -18,26 +18,23 @@ constexpr int kFloatRows = 8;
 #include "cpu/gemm_neon.inl"
 
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  const uint8x16_t low = vdupq_n_u8(15);
   const Decode decode(t);
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
-    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / kBlock * kPanel);
+    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / t.span * kPanel);
     uint8_t* out = chunk->q + k0 * kPanel;
-    const uint8_t* q = record.q;
     if (t.bits == 8) {
-      for (; q < record.next; q += 16, out += 16) vst1q_u8(out, vld1q_u8(q));
+      for (const uint8_t* q = record.q; q < record.next; q += 16, out += 16) vst1q_u8(out, vld1q_u8(q));
       continue;
     }
-    for (int i = 0; q < record.high; q += 4 * kPanel, out += 8 * kPanel, i += 2) {  // 8 values of k
+    for (int i = 0; i < t.record / 4; i += 2, out += 8 * kPanel) {  // 8 values of k
 #pragma GCC unroll 2
       for (int half = 0; half < 4 * kPanel; half += 16) {
-        const uint8x16_t packed = vld1q_u8(q + half);
-        const uint8x16_t w0 = vorrq_u8(vandq_u8(packed, low), high_bits(t, record, i, half));
-        const uint8x16_t w1 = vorrq_u8(vshrq_n_u8(packed, 4), high_bits(t, record, i + 1, half));
-        vst1q_u8(out + half, decode(w0));
-        vst1q_u8(out + 4 * kPanel + half, decode(w1));
+        uint8x16_t w[2];
+        unpack_steps(t, record, i, half, w);
+        vst1q_u8(out + half, decode(w[0]));
+        vst1q_u8(out + 4 * kPanel + half, decode(w[1]));
       }
     }
   }
@@ -85,8 +82,8 @@ inline int32x4_t sums_of(const Sums<kRows>& acc, int r, int c) {
 
 }  // namespace
 
-const GemmKernels gemm_neon_dot = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
-                                   int8_tile, float_unpack, float_tile, finish};
+const GemmKernels gemm_neon_dot = {kPanel,      kInt8Rows, kFloatRows,   0,          quantize,
+                                   int8_unpack, int8_tile, float_unpack, float_tile, finish};
 
 const FoldKernels fold_neon_dot = {kInt8Rows, quantize_groups<1>, fold_unpack, fold_tile};
 

@@ -25,24 +25,22 @@ inline void store_interleaved(uint8_t* out, uint8x16_t first, uint8x16_t second)
 }
 
 void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chunk) {
-  const uint8x16_t low = vdupq_n_u8(15);
   const Decode decode(t);
   for (int k0 = 0; k0 < k; k0 += t.record) {
     const Record record = record_at(t, p);
     p = record.next;
-    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / kBlock * kPanel);
+    unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / t.span * kPanel);
     uint8_t* out = chunk->q + k0 * kPanel;
-    const uint8_t* q = record.q;
-    for (int i = 0; i < t.record / 4; i += 2, q += t.bits == 8 ? 8 * kPanel : 4 * kPanel, out += 8 * kPanel) {
+    for (int i = 0; i < t.record / 4; i += 2, out += 8 * kPanel) {
 #pragma GCC unroll 4
       for (int c = 0; c < kLanes; ++c) {
-        const uint8x16_t packed = vld1q_u8(q + 16 * c);
         if (t.bits == 8) {
-          store_interleaved(out + 32 * c, packed, vld1q_u8(q + 4 * kPanel + 16 * c));
+          const uint8_t* q = record.q + i * 4 * kPanel + 16 * c;
+          store_interleaved(out + 32 * c, vld1q_u8(q), vld1q_u8(q + 4 * kPanel));
         } else {
-          const uint8x16_t w0 = vorrq_u8(vandq_u8(packed, low), high_bits(t, record, i, 16 * c));
-          const uint8x16_t w1 = vorrq_u8(vshrq_n_u8(packed, 4), high_bits(t, record, i + 1, 16 * c));
-          store_interleaved(out + 32 * c, decode(w0), decode(w1));
+          uint8x16_t w[2];
+          unpack_steps(t, record, i, 16 * c, w);
+          store_interleaved(out + 32 * c, decode(w[0]), decode(w[1]));
         }
       }
     }
@@ -95,8 +93,8 @@ inline int32x4_t sums_of(const Sums<kRows>& acc, int r, int c) {
 
 }  // namespace
 
-const GemmKernels gemm_neon_i8mm = {kPanel,    kInt8Rows,    kFloatRows, quantize, int8_unpack,
-                                    int8_tile, float_unpack, float_tile, finish};
+const GemmKernels gemm_neon_i8mm = {kPanel,      kInt8Rows, kFloatRows,   0,          quantize,
+                                    int8_unpack, int8_tile, float_unpack, float_tile, finish};
 
 const FoldKernels fold_neon_i8mm = {kInt8Rows, quantize_groups<1>, fold_unpack, fold_tile};
 

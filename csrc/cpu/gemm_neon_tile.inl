@@ -18,7 +18,7 @@ void int8_tile_of(const Int8Tile& given) {
   const int8_t* w = (const int8_t*)chunk.q;
   const float *scale = chunk.scale, *minimum = chunk.minimum;
   for (int b = 0; b < chunk.k / kBlock;
-       ++b, w += kBlock * kPanel, scale += kBlock / kSpan * kPanel, minimum += kPanel) {
+       ++b, w += kBlock * kPanel, scale += kBlock / kSpan * kPanel, minimum += kBlock / kSpan * kPanel) {
     prefetch_ahead(tile, b);
     const int8_t* x = (const int8_t*)tile.row.q + b * kBlock;
     Sums<kRows> acc = {};
@@ -40,7 +40,7 @@ void int8_tile_of(const Int8Tile& given) {
         const int32x4_t sums = sums_of<kRows>(acc, r, c);
         const float32x4_t t =
             kSpan == 16 ? scaled(sums, scale + kPanel + 4 * c, first[r][c]) : scaled(sums, scale + 4 * c);
-        add_block<kMinimum>(tile, r, b, 4 * c, t, minimum);
+        add_block<kSpan, kMinimum>(tile, r, b, 4 * c, t, minimum);
       }
     }
   }
@@ -50,11 +50,9 @@ template <int kRows>
 struct Int8TileOf {
   static void run(const Int8Tile& tile) {
     if (tile.chunk->span == 16) {
-      int8_tile_of<kRows, 16, false>(tile);
-    } else if (tile.chunk->minimum_used) {
-      int8_tile_of<kRows, 32, true>(tile);
+      tile.chunk->minimum_used ? int8_tile_of<kRows, 16, true>(tile) : int8_tile_of<kRows, 16, false>(tile);
     } else {
-      int8_tile_of<kRows, 32, false>(tile);
+      tile.chunk->minimum_used ? int8_tile_of<kRows, 32, true>(tile) : int8_tile_of<kRows, 32, false>(tile);
     }
   }
 };

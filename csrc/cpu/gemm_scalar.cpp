@@ -50,21 +50,22 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
     for (int c = 0; c < kPanel; ++c) {
       const float d = half(record.d + 2 * c, t.bfloat), dmin = t.minimum ? half(record.dmin + 2 * c) : 0.0f;
       for (int i = 0; i < t.record / t.span; ++i) {
-        const float code = t.super ? static_cast<int8_t>(record.codes[i * kPanel + c]) : 1.0f;
-        chunk->scale[(k0 / t.span + i) * kPanel + c] = d * code;
+        const int at = i * kPanel + c, to = (k0 / t.span + i) * kPanel + c;
+        const int code = t.joint ? record.codes[at] & 15 : static_cast<int8_t>(record.codes[at]);
+        chunk->scale[to] = t.super ? d * static_cast<float>(code) : d;
+        if (!t.minimum) continue;
+        const int min_code = t.joint ? record.codes[at] >> 4 : record.min_codes[at];
+        chunk->minimum[to] = t.super ? -dmin * static_cast<float>(min_code) : dmin;
       }
-      for (int i = 0; t.minimum && i < t.record / kBlock; ++i) {
-        chunk->minimum[(k0 / kBlock + i) * kPanel + c] = t.super ? -dmin * record.min_codes[i * kPanel + c] : dmin;
-      }
+      const int low = low_bits(t.bits);
       for (int i = 0; i < t.record; ++i) {
-        const int step = t.bits == 8 ? 4 : 8, more = t.bits - 4;
-        int q = record.q[(i / step * kPanel + c) * 4 + i % 4];
-        if (t.bits != 8) q = (i % 8 < 4 ? q & 15 : q >> 4) - t.offset;
-        if (t.table) q = t.table[q];
-        if (t.bits == 5 || t.bits == 6) {
-          const int bit = i / 4 * more;  // counted through bytes that belong to the same i % 4
-          q += (record.high[(bit / 8 * kPanel + c) * 4 + i % 4] >> bit % 8 & ((1 << more) - 1)) << 4;
-        }
+        const auto stored = [&](const uint8_t* part, int bits) {
+          const int bit = i / 4 * bits;  // counted through bytes that belong to the same i % 4
+          return part[(bit / 8 * kPanel + c) * 4 + i % 4] >> bit % 8 & ((1 << bits) - 1);
+        };
+        int q = stored(record.q, low);
+        if (t.bits != low) q |= stored(record.high, t.bits - low) << low;
+        q = t.table ? t.table[q] : q - t.offset;
         chunk->q[((k0 + i) / 4 * kPanel + c) * 4 + i % 4] = static_cast<uint8_t>(q);
       }
     }
@@ -81,6 +82,7 @@ int32_t dot(const Int8Chunk& chunk, const uint8_t* x, int k0, int k1, int c) {
 
 void int8_tile(const Int8Tile& tile) {
   const Int8Chunk& chunk = *tile.chunk;
+  const int sums = kBlock / chunk.span;
   for (int r = 0; r < tile.rows; ++r) {
     const uint8_t* x = tile.row.q + r * tile.q_stride;
     for (int c = 0; c < kPanel; ++c) {
@@ -91,9 +93,10 @@ void int8_tile(const Int8Tile& tile) {
           const float scaled = static_cast<float>(dot(chunk, x, i, i + chunk.span, c));
           t = fmaf(scaled, chunk.scale[i / chunk.span * kPanel + c], t);
         }
-        const ptrdiff_t at = r * tile.block_stride + b;
-        *y = fmaf(t, tile.row.scale[at], *y);
-        if (chunk.minimum_used) *y = fmaf(chunk.minimum[b * kPanel + c], tile.row.scaled_sum[at], *y);
+        *y = fmaf(t, tile.row.scale[r * tile.block_stride + b], *y);
+        for (int i = b * sums; chunk.minimum_used && i < (b + 1) * sums; ++i) {
+          *y = fmaf(chunk.minimum[i * kPanel + c], tile.row.scaled_sum[r * tile.block_stride * sums + i], *y);
+        }
       }
     }
   }
@@ -116,7 +119,7 @@ void float_tile(const FloatTile& tile) {
 
 }  // namespace
 
-const GemmKernels gemm_scalar = {kPanel,    kRows,        kRows,      quantize, int8_unpack,
-                                 int8_tile, float_unpack, float_tile, finish};
+const GemmKernels gemm_scalar = {kPanel,      kRows,     kRows,        0,          quantize,
+                                 int8_unpack, int8_tile, float_unpack, float_tile, finish};
 
 }  // namespace ld

@@ -25,7 +25,7 @@ constexpr size_t kStartAt = static_cast<size_t>(kChunk) * kMaxPanel;
 constexpr size_t kScalesSize = kChunk / 16 * kMaxPanel * sizeof(float);
 constexpr size_t kScaleAt = kStartAt + kScalesSize;
 constexpr size_t kMinimumAt = kScaleAt + kScalesSize;
-constexpr size_t kInt8Size = kMinimumAt + kScalesSize / 2;
+constexpr size_t kInt8Size = kMinimumAt + kScalesSize;
 constexpr size_t kFloatSize = static_cast<size_t>(kFloatChunk) * kMaxPanel * sizeof(float);
 constexpr size_t kUnpackedSize = round_up(std::max(kInt8Size, kFloatSize), kLine);
 constexpr size_t kSumsSize = sizeof(float) * kTaskRows * kTaskPanels * kMaxPanel;
@@ -47,6 +47,16 @@ void prefetch(const uint8_t* begin, const uint8_t* end) {
   for (; begin < end; begin += kLine) __builtin_prefetch(begin, 0, 2);
 }
 
+// scale * sum of q of every half block.
+void sum_halves(const Int8Row& row, int k, uint8_t flip, float* out) {
+  constexpr int kHalf = kBlock / 2;
+  for (int h = 0; h < k / kHalf; ++h) {
+    int32_t sum = 0;
+    for (int i = 0; i < kHalf; ++i) sum += static_cast<int8_t>(row.q[h * kHalf + i] ^ flip);
+    out[h] = row.scale[h / 2] * static_cast<float>(sum);
+  }
+}
+
 }  // namespace
 
 // ---- memory ----
@@ -64,6 +74,7 @@ LinearScratch::LinearScratch(Math math, int rows, int max_k, int threads, void* 
   scale_ = reinterpret_cast<float*>(take(slab * block_stride_of(max_k) * sizeof(float)));
   scaled_sum_ = reinterpret_cast<float*>(take(slab * block_stride_of(max_k) * sizeof(float)));
   sum_ = reinterpret_cast<int32_t*>(take(slab * block_stride_of(max_k) * sizeof(int32_t)));
+  half_sum_ = reinterpret_cast<float*>(take(2 * slab * block_stride_of(max_k) * sizeof(float)));
   x_ = reinterpret_cast<float*>(take(slab * x_stride_of(max_k) * sizeof(float)));
   thread_bytes_ = kUnpackedSize + kSumsSize + round_up(max_k * sizeof(float), kLine);
   threads_ = take(thread_bytes_ * threads);
@@ -71,7 +82,7 @@ LinearScratch::LinearScratch(Math math, int rows, int max_k, int threads, void* 
 
 size_t linear_scratch_bytes(int rows, int max_k, int threads) {
   const size_t slab = std::min(rows, kSlabRows);
-  return round_up(slab * q_stride_of(max_k), kLine) + 3 * round_up(slab * block_stride_of(max_k) * 4, kLine) +
+  return round_up(slab * q_stride_of(max_k), kLine) + 5 * round_up(slab * block_stride_of(max_k) * 4, kLine) +
          round_up(slab * x_stride_of(max_k) * sizeof(float), kLine) +
          threads * (kUnpackedSize + kSumsSize + round_up(max_k * sizeof(float), kLine));
 }
@@ -89,19 +100,23 @@ LinearScratch::Thread LinearScratch::thread(int index) const {
 // ---- rows ----
 
 void prepare(const KernelRow& row, Pool& pool, LinearScratch* scratch, const LinearInput& input, int first, int count,
-             bool as_int8, bool as_float) {
+             InputForms forms) {
   scratch->count_ = count;
   scratch->q_stride_ = static_cast<ptrdiff_t>(q_stride_of(input.width));
   scratch->block_stride_ = static_cast<ptrdiff_t>(block_stride_of(input.width));
   scratch->x_stride_ = static_cast<ptrdiff_t>(x_stride_of(input.width));
-  const auto quantize = scratch->math_ == Math::fast ? row.fold->quantize : row.gemm->quantize;
+  const bool fast = scratch->math_ == Math::fast;
+  const auto quantize = fast ? row.fold->quantize : row.gemm->quantize;
   // Few tasks: to hand one out takes a quarter of the time of a row.
   const int tasks = std::min(count, 4 * pool.threads());
   pool.parallel(tasks, [&](int task, int thread) {
     for (int r = part(count, 1, tasks, task); r < part(count, 1, tasks, task + 1); ++r) {
-      float* x = as_float ? scratch->float_row(r) : scratch->thread(thread).produced;
+      float* x = forms.floats ? scratch->float_row(r) : scratch->thread(thread).produced;
       row.vector->produce(input, first + r, x);
-      if (as_int8) quantize(x, input.width, scratch->int8_row(r));
+      if (!forms.int8) continue;
+      const Int8Row to = scratch->int8_row(r);
+      quantize(x, input.width, to);
+      if (forms.half_sums && !fast) sum_halves(to, input.width, row.gemm->flip, scratch->half_sums(r));
     }
   });
 }
@@ -144,6 +159,7 @@ struct Product {
     chunk.group_scale = reinterpret_cast<float*>(unpacked + kStartAt);
     (fast ? fold.unpack : exact.int8_unpack)(traits, records, k, &chunk);
 
+    const int sums_per_block = kBlock / traits.span;
     const int tiles = parts_of(row1 - row0, fast ? fold.rows : exact.int8_rows), block = k0 / (fast ? kGroup : kBlock);
     const int lines = parts_of(static_cast<int>(ahead.bytes), static_cast<int>(kLine));
     const int lines_per_block = parts_of(lines, tiles * (k / kBlock)), lines_per_tile = lines_per_block * (k / kBlock);
@@ -154,7 +170,8 @@ struct Product {
       tile.row = scratch.int8_row(row0 + begin);
       tile.row.q += k0;
       tile.row.scale += block;
-      tile.row.scaled_sum += block;
+      tile.row.scaled_sum =
+          sums_per_block == 1 ? tile.row.scaled_sum + block : scratch.half_sums(row0 + begin) + sums_per_block * block;
       tile.row.sum += block;
       tile.q_stride = scratch.q_stride();
       tile.block_stride = scratch.block_stride();
@@ -228,15 +245,15 @@ void multiply_panels(const PackedMatrix& matrix, const LinearScratch& scratch, i
 
 void linear(const KernelRow& row, Pool& pool, LinearScratch* scratch, const LinearInput& input, int rows,
             const PackedOutput* outputs, int n_outputs) {
-  bool as_int8 = false, as_float = false;
+  InputForms forms;
   int panels = 0;
   for (int i = 0; i < n_outputs; ++i) {
-    (outputs[i].matrix->traits().integer ? as_int8 : as_float) = true;
+    forms.add(outputs[i].matrix->traits());
     panels += outputs[i].matrix->panels();
   }
   for (int first = 0; first < rows; first += kSlabRows) {
     const int count = std::min(rows - first, kSlabRows);
-    prepare(row, pool, scratch, input, first, count, as_int8, as_float);
+    prepare(row, pool, scratch, input, first, count, forms);
 
     // Large tasks reuse an unpacked chunk and a row longest; small ones keep all threads busy to the end.
     int row_parts = parts_of(count, kTaskRows), group = count <= kFewRows ? 1 : kTaskPanels;

@@ -154,8 +154,8 @@ Weight* pack(Device* device, const Tensor& tensor, Use use) {
     footprint.weights = device->weights.resident();
     footprint.packing = std::max(footprint.packing, footprint.weights + tensor.data.size());
   } else if (!tensor.type->decode || tensor.type->block > kLargestBlock) {
-    throw Error(LD_FILE, text("%.*s: type %s is not supported yet", static_cast<int>(tensor.name.size()),
-                              tensor.name.data(), tensor.type->name));
+    throw Error(LD_FILE, text("%.*s: type %s cannot be run; convert the model to another type",
+                              static_cast<int>(tensor.name.size()), tensor.name.data(), tensor.type->name));
   } else {
     footprint.tables += tensor.data.size();
   }

@@ -44,11 +44,12 @@ template <class Joined, class Consume>
 int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
                        const PackedMatrix& weight, int rows, const Joined& joined, const Consume& consume) {
   std::atomic<int> bad{INT_MAX};
-  const bool integer = weight.traits().integer;
+  InputForms forms;
+  forms.add(weight.traits());
   const int panel = weight.kernels().panel;
   for (int slab = 0, slab_rows; slab < rows; slab += slab_rows) {
     slab_rows = whole(slab, std::min(slab_, rows - slab), joined);
-    prepare(kernels, pool, linear, input, slab, slab_rows, integer, !integer);
+    prepare(kernels, pool, linear, input, slab, slab_rows, forms);
     for (int first = 0, last; first < slab_rows; first = last) {
       last = first + whole(slab + first, std::min(chunk_, slab_rows - first), joined);
       const int tasks = (weight.panels() + kPanelsPerTask - 1) / kPanelsPerTask;

@@ -23,21 +23,22 @@ constexpr auto kE2m1Wide = [] {
 }();
 
 constexpr PackedTraits kTraits[static_cast<int>(PackedKind::count)] = {
-    {"f32", false, 32, 0, 1, 0, false, false, 0, nullptr, false},
-    {"f16", false, 16, 0, 1, 0, false, false, 0, nullptr, false},
-    {"bf16", false, 16, 0, 1, 0, false, false, 0, nullptr, false},
-    {"i4", true, 4, 4, kBlock, 32, false, false, 8, nullptr, false},
-    {"i4_min", true, 4, 4, kBlock, 32, true, false, 0, nullptr, false},
-    {"i5", true, 5, 5, kBlock, 32, false, false, 16, nullptr, false},
-    {"i5_min", true, 5, 5, kBlock, 32, true, false, 0, nullptr, false},
-    {"i8", true, 8, 8, kBlock, 32, false, false, 0, nullptr, false},
-    {"i4_super_min", true, 4, 4, kSuper, 32, true, true, 0, nullptr, false},
-    {"i5_super_min", true, 5, 5, kSuper, 32, true, true, 0, nullptr, false},
-    {"i6_super", true, 6, 6, kSuper, 16, false, true, 32, nullptr, false},
-    {"i3_super", true, 4, 3, kSuper, 16, false, true, 4, nullptr, false},  // a third more memory than the file
-    {"iq4", true, 4, 8, kBlock, 32, false, false, 0, quant::kCodebook, false},
-    {"iq4_super", true, 4, 8, kSuper, 32, false, true, 0, quant::kCodebook, false},
-    {"e2m1", true, 4, 8, kBlock, 32, false, false, 0, kE2m1Wide.data(), true},
+    {"f32", false, 32, 0, 1, 0, false, false, 0, nullptr, false, false},
+    {"f16", false, 16, 0, 1, 0, false, false, 0, nullptr, false, false},
+    {"bf16", false, 16, 0, 1, 0, false, false, 0, nullptr, false, false},
+    {"i4", true, 4, 4, kBlock, 32, false, false, 8, nullptr, false, false},
+    {"i4_min", true, 4, 4, kBlock, 32, true, false, 0, nullptr, false, false},
+    {"i5", true, 5, 5, kBlock, 32, false, false, 16, nullptr, false, false},
+    {"i5_min", true, 5, 5, kBlock, 32, true, false, 0, nullptr, false, false},
+    {"i8", true, 8, 8, kBlock, 32, false, false, 0, nullptr, false, false},
+    {"i4_super_min", true, 4, 4, kSuper, 32, true, true, 0, nullptr, false, false},
+    {"i5_super_min", true, 5, 5, kSuper, 32, true, true, 0, nullptr, false, false},
+    {"i6_super", true, 6, 6, kSuper, 16, false, true, 32, nullptr, false, false},
+    {"i2_super_min", true, 2, 2, kSuper, 16, true, true, 0, nullptr, false, true},
+    {"i3_super", true, 3, 3, kSuper, 16, false, true, 4, nullptr, false, false},
+    {"iq4", true, 4, 8, kBlock, 32, false, false, 0, quant::kCodebook, false, false},
+    {"iq4_super", true, 4, 8, kSuper, 32, false, true, 0, quant::kCodebook, false, false},
+    {"e2m1", true, 4, 8, kBlock, 32, false, false, 0, kE2m1Wide.data(), true, false},
 };
 
 // Where the parts of a record begin; the order that record_bytes states.
@@ -48,8 +49,8 @@ struct RecordLayout {
     dmin = 2 * w;
     codes = dmin + (t.minimum ? 2 * w : 0);
     min_codes = codes + (t.super ? t.record / t.span * w : 0);
-    q = min_codes + (t.super && t.minimum ? t.record / kBlock * w : 0);
-    high = q + t.record * w / 2;
+    q = min_codes + (t.super && t.minimum && !t.joint ? t.record / t.span * w : 0);
+    high = q + t.record * w / 8 * low_bits(t.bits);
     bytes = q + t.record * w / 8 * t.bits;
   }
 };
@@ -106,6 +107,35 @@ inline Words spread_fifth(Words bits) {
     out |= x << 8 * j;
   }
   return out;
+}
+
+// 32 bytes, of which bit b is that of the b-th 32 values.
+inline void put_bits(const uint8_t* const* p, size_t at, Units* to) {
+  Words bits[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) bits[i] = words(p, at + 4 * i);
+  for (int b = 0; b < kSuper / kBlock; ++b) {
+    Words out = {};
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) out |= (bits[i] >> b & 0x01010101u) << i;
+    to->put(out);
+  }
+}
+
+// 32 bytes, of which bits 2 b and 2 b + 1 are those of the b-th 32 values.
+inline void put_pairs(const uint8_t* const* p, size_t at, Units* to) {
+  Words pairs[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) pairs[i] = words(p, at + 4 * i);
+  for (int b = 0; b < 8; b += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      Words out = {};
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) out |= (pairs[i + j] >> b & 0x03030303u) << 2 * j;
+      to->put(out);
+    }
+  }
 }
 
 // What stands beside the values of one block: scale = d * code and minimum = -dmin * code for super kinds, d and dmin
@@ -203,15 +233,7 @@ struct Q5_K {
   static void head(const uint8_t* p, Head* h) { Q4_K::head(p, h); }
   static void values(const uint8_t* const* p, Units low, Units high) {
     Q4_K::nibbles(p, 48, &low);
-    Words fifth[8];  // bit b is that of block b
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) fifth[i] = words(p, 16 + 4 * i);
-    for (int b = 0; b < kSuper / kBlock; ++b) {
-      Words out = {};
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) out |= (fifth[i] >> b & 0x01010101u) << i;
-      high.put(out);
-    }
+    put_bits(p, 16, &high);
   }
 };
 
@@ -227,18 +249,23 @@ struct Q6_K {
   static void values(const uint8_t* const* p, Units low, Units high) {
     for (int half = 0; half < 2; ++half) {
       put_nibbles<16>(p, 64 * half, &low);
-      Words pairs[8];  // bits 2 i and 2 i + 1 are those of the i-th 32 values
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) pairs[i] = words(p, 128 + 32 * half + 4 * i);
-      for (int i = 0; i < 8; i += 2) {
-#pragma GCC unroll 2
-        for (int j = 0; j < 8; j += 4) {
-          const Words a = pairs[j] >> i & 0x03030303u, b = pairs[j + 1] >> i & 0x03030303u;
-          const Words c = pairs[j + 2] >> i & 0x03030303u, d = pairs[j + 3] >> i & 0x03030303u;
-          high.put(a | b << 2 | c << 4 | d << 6);
-        }
-      }
+      put_pairs(p, 128 + 32 * half, &high);
     }
+  }
+};
+
+// Sixteen bytes of scale and minimum, pairs [2][32], d, dmin.
+struct Q2_K {
+  static constexpr TensorType kType = TensorType::q2_k;
+  static constexpr PackedKind kKind = PackedKind::i2_super_min;
+  static constexpr int kBytes = 84;
+  static void head(const uint8_t* p, Head* h) {
+    memcpy(h->codes, p, 16);
+    h->d = half_at(p + 80);
+    h->dmin = half_at(p + 82);
+  }
+  static void values(const uint8_t* const* p, Units low, Units) {
+    for (int half = 0; half < 2; ++half) put_pairs(p, 16 + 32 * half, &low);
   }
 };
 
@@ -256,22 +283,9 @@ struct Q3_K {
     for (uint8_t& code : h->codes) code = static_cast<uint8_t>(code - 32);
     h->d = half_at(p + 108);
   }
-  static void values(const uint8_t* const* p, Units low, Units) {
-    Words third[8];  // bit b is that of the b-th 32 values
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) third[i] = words(p, 4 * i);
-    for (int half = 0; half < 2; ++half) {
-      Words pairs[8];  // bits 2 b and 2 b + 1 are those of the b-th 32 values
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) pairs[i] = words(p, 32 + 32 * half + 4 * i);
-      for (int b = 0; b < 4; ++b) {
-        const auto three = [&](int i) {
-          return (pairs[i] >> 2 * b & 0x03030303u) | (third[i] >> (4 * half + b) & 0x01010101u) << 2;
-        };
-#pragma GCC unroll 4
-        for (int i = 0; i < 8; i += 2) low.put(three(i) | three(i + 1) << 4);
-      }
-    }
+  static void values(const uint8_t* const* p, Units low, Units high) {
+    for (int half = 0; half < 2; ++half) put_pairs(p, 32 + 32 * half, &low);
+    put_bits(p, 0, &high);
   }
 };
 
@@ -329,13 +343,13 @@ void integer_records(const uint8_t* const* rows, int panel, int count, uint8_t* 
         Type::head(p[i], &head);
         memcpy(to + 2 * (c + i), &head.d, 2);
         if (t.minimum) memcpy(to + at.dmin + 2 * (c + i), &head.dmin, 2);
-        if (t.super) {
+        if constexpr (t.super) {
 #pragma GCC unroll 16
           for (int s = 0; s < t.record / t.span; ++s) to[at.codes + s * panel + c + i] = head.codes[s];
         }
-        if (t.super && t.minimum) {
+        if constexpr (t.super && t.minimum && !t.joint) {
 #pragma GCC unroll 8
-          for (int b = 0; b < t.record / kBlock; ++b) to[at.min_codes + b * panel + c + i] = head.min_codes[b];
+          for (int b = 0; b < t.record / t.span; ++b) to[at.min_codes + b * panel + c + i] = head.min_codes[b];
         }
         p[i] += Type::kBytes;
       }
@@ -382,6 +396,7 @@ constexpr Repack kRows[] = {
     row_of<Q4_K>(),
     row_of<Q5_K>(),
     row_of<Q6_K>(),
+    row_of<Q2_K>(),
     row_of<Q3_K>(),
     row_of<IQ4_NL>(),
     row_of<IQ4_XS>(),

@@ -19,10 +19,10 @@
 
 namespace ld {
 
-inline const TensorType kTypes[] = {TensorType::f32,    TensorType::f16,    TensorType::bf16, TensorType::q4_0,
-                                    TensorType::q4_1,   TensorType::q5_0,   TensorType::q5_1, TensorType::q8_0,
-                                    TensorType::q4_k,   TensorType::q5_k,   TensorType::q6_k, TensorType::q3_k,
-                                    TensorType::iq4_nl, TensorType::iq4_xs, TensorType::mxfp4};
+inline const TensorType kTypes[] = {TensorType::f32,  TensorType::f16,    TensorType::bf16,   TensorType::q4_0,
+                                    TensorType::q4_1, TensorType::q5_0,   TensorType::q5_1,   TensorType::q8_0,
+                                    TensorType::q4_k, TensorType::q5_k,   TensorType::q6_k,   TensorType::q2_k,
+                                    TensorType::q3_k, TensorType::iq4_nl, TensorType::iq4_xs, TensorType::mxfp4};
 
 inline bool is_integer(TensorType type) {
   return type != TensorType::f32 && type != TensorType::f16 && type != TensorType::bf16;
@@ -51,6 +51,8 @@ inline std::vector<int> half_offsets(TensorType type) {
     case TensorType::iq4_nl:
     case TensorType::iq4_xs:
       return {0};
+    case TensorType::q2_k:
+      return {80, 82};
     case TensorType::q3_k:
       return {108};
     case TensorType::q6_k:

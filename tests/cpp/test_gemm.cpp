@@ -127,7 +127,7 @@ TEST(quantised_rows_agree_between_kernel_rows) {
     CHECK(same_bits(scaled_sum[0].data(), scaled_sum[which].data(), k / kBlock));
     CHECK(sum[0] == sum[which]);
     const int shift = q[kBlock];  // how a zero is stored: rows that multiply unsigned input bytes add 128
-    CHECK(shift == 0 || shift == 128);
+    CHECK_EQ(shift, static_cast<int>(row->gemm->flip));
     for (int b = 0; b < k / kBlock; ++b) {
       int32_t total = 0;
       for (int i = 0; i < kBlock; ++i) {
@@ -218,7 +218,7 @@ TEST(bias_residual_stride_and_several_outputs) {
 TEST(panels_give_the_same_as_the_layer) {
   const int n = 333, k = 512, m = 20;
   const std::vector<float> x = random_floats(static_cast<size_t>(m) * k, 41);
-  for (TensorType type : {TensorType::q6_k, TensorType::f32}) {
+  for (TensorType type : {TensorType::q6_k, TensorType::q2_k, TensorType::f32}) {
     const Matrix matrix(type, n, k, 42);
     for (const KernelRow* row : supported_rows()) {
       const auto packed = pack(*row, matrix);
@@ -226,8 +226,9 @@ TEST(panels_give_the_same_as_the_layer) {
       const int panel = row->gemm->panel;
       Pool pool(1);
       Scratch scratch(m, k, 1);
-      prepare(*row, pool, scratch.scratch.get(), plain(x, k), 0, m, packed->traits().integer,
-              !packed->traits().integer);
+      InputForms forms;
+      forms.add(packed->traits());
+      prepare(*row, pool, scratch.scratch.get(), plain(x, k), 0, m, forms);
       CHECK_EQ(scratch.scratch->count(), m);
       for (int p = 0; p < packed->panels(); p += 3) {
         const int end = std::min(p + 3, packed->panels()), stride = (end - p) * panel;
@@ -288,10 +289,10 @@ TEST(mxfp4_keeps_all_its_exponents) {
 }
 
 TEST(a_type_without_a_kind_is_refused) {
-  const TypeTraits traits = {TensorType::q2_k, "Q2_K", 256, 84, nullptr, nullptr};
+  const TypeTraits traits = {TensorType::iq2_xs, "IQ2_XS", 256, 74, nullptr, nullptr};
   Matrix matrix(TensorType::f32, 2, 256, 1);
   matrix.traits = &traits;
-  for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix), "Q2_K cannot be run");
+  for (const KernelRow* row : supported_rows()) CHECK_THROWS(pack(*row, matrix), "IQ2_XS cannot be run");
 }
 
 TEST(packed_memory_is_near_the_file) {
@@ -302,8 +303,8 @@ TEST(packed_memory_is_near_the_file) {
   const Row expected[] = {{TensorType::q4_0, 4.5},      {TensorType::q4_1, 5.0},    {TensorType::q8_0, 8.5},
                           {TensorType::q4_k, 4.625},    {TensorType::q6_k, 6.5625}, {TensorType::q5_0, 5.5},
                           {TensorType::q5_1, 6.0},      {TensorType::q5_k, 5.625},  {TensorType::f16, 16.0},
-                          {TensorType::f32, 32.0},      {TensorType::q3_k, 4.5625}, {TensorType::iq4_nl, 4.5},
-                          {TensorType::iq4_xs, 4.3125}, {TensorType::mxfp4, 4.5}};
+                          {TensorType::f32, 32.0},      {TensorType::q3_k, 3.5625}, {TensorType::iq4_nl, 4.5},
+                          {TensorType::iq4_xs, 4.3125}, {TensorType::mxfp4, 4.5},   {TensorType::q2_k, 2.625}};
   for (const KernelRow* row : supported_rows()) {
     for (const Row& each : expected) {
       const Matrix matrix(each.type, 64, 1024, 1);
