@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ def check(math: str) -> str:
 
 def decide(
     math: str,
-    path: Path,
+    files: Sequence[tuple[Path, float]],
     engine: EngineModel,
     spec: DiffusionSpec | None,
     tokenizer: Callable[[], Tokenizer],
@@ -70,6 +70,7 @@ def decide(
 ) -> Arithmetic:
     """Resolve "auto" for a loaded model: measured once per file, from the user's cache afterwards.
 
+    files            the model's and those of its adapters, with their scales
     spec, tokenizer  None, or one that raises a LocaldiffError: nothing can be measured, so exact
     """
     if math != "auto":
@@ -79,9 +80,9 @@ def decide(
     if spec is None:
         return Arithmetic("exact", None, "no diffusion record to measure fast arithmetic with")
     try:
-        key = fingerprint(path)
-    except OSError:  # the file was moved since it was loaded
-        return Arithmetic("exact", None, f"{path} cannot be read any more")
+        key = fingerprint(files)
+    except OSError as error:  # the file was moved since it was loaded
+        return Arithmetic("exact", None, f"{error.filename} cannot be read any more")
     divergence = recall(key)
     if divergence is None:
         try:
@@ -134,15 +135,17 @@ def log_softmax(logits: Float32) -> np.ndarray[tuple[int, int], np.dtype[np.floa
 # ---- what is known of files that were loaded before ----
 
 
-def fingerprint(path: Path) -> str:
-    """Tells files apart by size and both ends of their content, wherever they lie."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(str(size).encode())
-        file.seek(0)
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read(_SAMPLE))
+def fingerprint(files: Sequence[tuple[Path, float]]) -> str:
+    """Tells files apart by size, both ends of their content and their scales, wherever they lie."""
+    digest = hashlib.sha256()
+    for path, scale in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{size} {scale}".encode())
+            file.seek(0)
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
     return digest.hexdigest()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from .adapters import Lora, opened, scaled_paths
 from .arithmetic import Arithmetic, check, decide, fingerprint
 from .cache.saved import Identity, SavedPrompt, check_attention, keepable, load_prompt, prompt_request
 from .cache.state import State, reach
@@ -51,7 +51,7 @@ def load(
     diffusion: str | None = None,
     isa: str | None = None,
     access: str = "map",
-    lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    lora: Lora = (),
     math: str = "auto",
 ) -> Model:
     """Load a GGUF file.
@@ -72,27 +72,13 @@ def load(
         raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
     where = EMBEDDED if path is None else located(path)
     check(math)
-    named = [scaled_path(each) for each in ([lora] if isinstance(lora, (str, os.PathLike)) else lora)]
-    with ExitStack() as files:
-        file = files.enter_context(File.open(where, access))
-        adapters = [(files.enter_context(File.open(adapter, access)), scale) for adapter, scale in named]
+    with File.open(where, access) as file, opened(lora, access) as adapters:
         metadata = file.metadata
         found = record_in_force(metadata, diffusion)
         engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters)
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
-        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, tuple(named))
-
-
-def scaled_path(text: str | os.PathLike[str]) -> tuple[Path, float]:
-    """(path, scale) of "PATH" or "PATH=SCALE"; a name that holds = and exists is a path."""
-    name = os.fspath(text)
-    path, separator, scale = name.rpartition("=")
-    if not separator or Path(name).is_file():
-        return Path(name), 1.0
-    try:
-        return Path(path), float(scale)
-    except ValueError:
-        raise OptionError(f"the adapter {name} has scale '{scale}', expected a number such as {path}=0.5") from None
+        beside = scaled_paths(lora)
+        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, beside)
 
 
 class Model:
@@ -100,7 +86,7 @@ class Model:
 
     spec            the diffusion record in force, None for an ordinary model (then only logits work)
     notices         sentences a user should see: what the record was guessed from
-    path, metadata  of the file
+    path, metadata  of the file; adapters: the files beside it and their scales
     info            shape and kernel row (engine.ModelInfo)
     """
 
@@ -113,7 +99,7 @@ class Model:
         threads: int | None = None,
         notices: tuple[str, ...] = (),
         math: str = "auto",
-        adapters: tuple[tuple[Path, float], ...] = (),
+        adapters: Sequence[tuple[Path, float]] = (),
     ) -> None:
         self.info = engine.info
         self.spec = spec
@@ -129,8 +115,8 @@ class Model:
                 )
         self._engine = engine
         self._threads = threads
-        self._adapters = adapters
         self._wanted_math = math
+        self._files = [(path, 1.0), *adapters]
         self._pool = SessionPool(engine, threads)
 
     @property
@@ -154,7 +140,7 @@ class Model:
     @cached_property
     def arithmetic(self) -> Arithmetic:
         """How quantised weights are multiplied, and why; "auto" is decided when it is first needed."""
-        return decide(self._wanted_math, self.path, self._engine, self.spec, lambda: self.tokenizer, self._threads)
+        return decide(self._wanted_math, self._files, self._engine, self.spec, lambda: self.tokenizer, self._threads)
 
     # ---- text ----
 
@@ -409,8 +395,8 @@ class Model:
 
     def _identity(self) -> Identity:
         assert self.spec is not None
-        files = [(fingerprint(path), scale) for path, scale in ((self.path, 1.0), *self._adapters)]
-        return Identity(str(files), self.spec.attention, self.spec.block_length, self.arithmetic.math, self.info.isa)
+        files, spec = fingerprint(self._files), self.spec
+        return Identity(files, spec.attention, spec.block_length, self.arithmetic.math, self.info.isa)
 
     def _sessions(self) -> SessionPool:
         self._pool.math = self.arithmetic.math

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from .adapters import Lora, opened
 from .engine import EngineModel, File
 from .errors import OptionError
 from .hub.store import located
@@ -55,16 +56,21 @@ def plan_memory(
     batch: int = 1,
     threads: int | None = None,
     isa: str | None = None,
+    lora: Lora = (),
 ) -> MemoryPlan:
     """Plan the memory of a process that loads a GGUF file and fills `batch` canvases of `length` positions at once.
 
     length   prompt included; None: the context length of the model
-    threads, isa   as in localdiff.load
+    threads, isa, lora   as in localdiff.load
     raises   ModelFileError, OptionError
     """
     if batch < 1:
         raise OptionError(f"batch is {batch}, expected at least 1")
-    with File.open(located(path)) as file, EngineModel(file, isa=isa, plan=True) as model:
+    with (
+        File.open(located(path)) as file,
+        opened(lora) as adapters,
+        EngineModel(file, isa=isa, plan=True, adapters=adapters) as model,
+    ):
         info, memory, metadata = model.info, model.memory, file.metadata.nbytes
         length = info.context_length if length is None else length
         if not 1 <= length <= info.context_length:

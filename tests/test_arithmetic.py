@@ -112,17 +112,24 @@ def test_nothing_to_measure_with_is_exact(tmp_path: Path) -> None:
             raise OptionError("there is none")
 
         spec = DiffusionSpec(mask_token=1, logit_shift=False)
-        assert decide("auto", path, engine, None, no_tokenizer).math == "exact"  # type: ignore[arg-type]
-        assert decide("auto", path, engine, spec, no_tokenizer).math == "exact"  # type: ignore[arg-type]
-        assert decide("fast", path, engine, None, no_tokenizer).math == "fast"  # type: ignore[arg-type]
+        files = [(path, 1.0)]
+        assert decide("auto", files, engine, None, no_tokenizer).math == "exact"  # type: ignore[arg-type]
+        assert decide("auto", files, engine, spec, no_tokenizer).math == "exact"  # type: ignore[arg-type]
+        assert decide("fast", files, engine, None, no_tokenizer).math == "fast"  # type: ignore[arg-type]
 
 
-def test_files_are_told_apart_by_content(tmp_path: Path) -> None:
+def test_files_are_told_apart_by_content_and_scale(tmp_path: Path) -> None:
     a, b, c = (tmp_path / name for name in "abc")
     a.write_bytes(b"x" * 3_000_000)
     b.write_bytes(a.read_bytes())
     c.write_bytes(b"x" * 2_999_999 + b"y")
-    assert arithmetic.fingerprint(a) == arithmetic.fingerprint(b) != arithmetic.fingerprint(c)
+    keys = [
+        arithmetic.fingerprint([(path, scale) for path, scale in zip(files, (1.0, last), strict=False)])
+        for files, last in (([a], 1), ([b], 1), ([c], 1), ([a, b], 1), ([b, a], 1), ([a, c], 1), ([a, b], 0.5))
+    ]
+    assert keys[0] == keys[1]
+    assert keys[3] == keys[4]
+    assert len(set(keys)) == 5
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F32"])

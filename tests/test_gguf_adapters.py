@@ -2,6 +2,7 @@
 merged conversion, and refusals. The files are laid out as llama.cpp's converter writes them.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,39 @@ def test_names_and_scales(base: tuple[Path, Any], tmp_path: Path) -> None:
         localdiff.load(model, lora=tmp_path / "absent.gguf")
     with pytest.raises(ModelFileError, match="general.architecture|missing|does not"):
         localdiff.load(path)
+
+
+def test_plan_info_and_bench_count_adapters(
+    base: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(base[0] / "base.gguf")
+    lora = write_adapter(tmp_path / "lora.gguf", as_gguf(factors(base[1], "llama"), "llama"))
+    absent = {name.replace("blk.0", "blk.9"): data for name, data in GOOD.items()}
+    wrong = write_adapter(tmp_path / "wrong.gguf", absent)
+
+    def said(*arguments: str) -> Any:
+        assert main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    with File.open(model) as file, File.open(lora) as beside, EngineModel(file, adapters=[(beside, 1.0)]) as engine:
+        expected = engine.memory.weights
+    alone, planned = said("plan", model), said("plan", model, "--lora", str(lora))
+    assert planned["weights"] == expected >= alone["weights"]  # in whole pages
+    assert planned["session"] > alone["session"]
+    shown = said("info", model, "--lora", f"{lora}=0.5")
+    assert shown["memory"]["weights"] == expected
+    (adapter,) = shown["adapters"]
+    assert (adapter["scale"], adapter["ranks"]) == (0.5, [RANK])
+    assert adapter["matrices"] == len(gguf.GGUFReader(lora).tensors) // 2
+    assert main(["info", model, "--lora", f"{lora}=0.5"]) == 0
+    assert f"times 0.5: rank {RANK} on {adapter['matrices']} matrices" in capsys.readouterr().out
+    assert "which this model lacks" in said("info", model, "--lora", str(wrong))["memory"]["error"]
+
+    measured = said("bench", model, "--lora", str(lora), "--rows", "4", "--repetitions", "1", "--threads", "1")
+    assert measured["forwards"][0]["ms"] > 0
+    for command in ("plan", "bench"):
+        assert main([command, model, "--lora", str(wrong)]) == 1
+        assert "which this model lacks" in capsys.readouterr().err
 
 
 def test_command_line(base: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

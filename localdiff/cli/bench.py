@@ -15,7 +15,7 @@ import click
 
 from ..errors import LocaldiffError, OptionError
 from ..options import MATH
-from .generating import MATH_HELP
+from .generating import LORA, MATH_HELP
 
 ROWS = (8, 32, 64, 128, 256, 512)
 
@@ -28,6 +28,7 @@ ROWS = (8, 32, 64, 128, 256, 512)
 @click.option("--threads", type=int, help="CPU threads (default: all that the process may use)")
 @click.option("--math", type=click.Choice(MATH), default="auto", help=MATH_HELP)
 @click.option("--diffusion", help="a diffusion record, as in run, for the timed generation")
+@LORA
 @click.option("--profile", is_flag=True, help="show where the time of a forward pass goes")
 @click.option("--json", "as_json", is_flag=True, help="print the JSON object only")
 def command(
@@ -38,6 +39,7 @@ def command(
     threads: int | None,
     math: str,
     diffusion: str | None,
+    lora: tuple[str, ...],
     profile: bool,
     as_json: bool,
 ) -> None:
@@ -46,21 +48,28 @@ def command(
     A forward pass computes and scores every row. GOPS counts the products with the weights, two operations each; the
     peak is measured in between. The generation uses the model's own decoder.
     """
+    from ..adapters import opened, scaled_paths
     from ..arithmetic import decide
     from ..bench.card import machine_card
     from ..bench.forward import measure_forwards
     from ..bench.generation import measure_generation
     from ..engine import EngineModel, File
+    from ..hub.store import located
     from ..presets import resolve
     from ..text import Tokenizer
 
     progress = _Progress()
     try:
         progress("reading the file")
-        with File.open(model) as file, EngineModel(file, isa=isa, threads=threads) as engine:
+        with (
+            File.open(located(model)) as file,
+            opened(lora) as adapters,
+            EngineModel(file, isa=isa, threads=threads, adapters=adapters) as engine,
+        ):
             sizes = _sizes(rows, engine.info.context_length)
             spec = resolve(file.metadata, diffusion)
-            chosen = decide(math, file.path, engine, spec, lambda: Tokenizer.from_gguf(file.metadata), threads)
+            files = [(file.path, 1.0), *scaled_paths(lora)]
+            chosen = decide(math, files, engine, spec, lambda: Tokenizer.from_gguf(file.metadata), threads)
             attention = spec.attention if spec is not None and spec.attention != "block_causal" else "full"
             measured = measure_forwards(
                 file,

@@ -11,13 +11,14 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import LocaldiffError
+from .generating import LORA
 
 if TYPE_CHECKING:
     from ..engine import File
@@ -33,17 +34,19 @@ _NONE = {"block_length": "none", "canvas_max": "the context length"}  # what 0 m
 @click.command(short_help="show what a GGUF file holds")
 @click.argument("file", metavar="FILE.gguf")
 @click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: show the record with these values")
+@LORA
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-def command(file: str, diffusion: str | None, as_json: bool) -> None:
+def command(file: str, diffusion: str | None, lora: tuple[str, ...], as_json: bool) -> None:
     """Show family, tokenizer, weight types, diffusion record, memory need and metadata of FILE.gguf."""
+    from ..adapters import opened, scaled_paths
     from ..engine import File
     from ..hub.store import located
 
     path = located(file)
-    with File.open(path) as opened:
-        facts = _facts(opened, diffusion)
-    facts["memory"] = _memory(path)
-    facts["arithmetic"] = _arithmetic(path)
+    with File.open(path) as model, opened(lora) as adapters:
+        facts = _facts(model, diffusion) | {"adapters": [_adapter(each, scale) for each, scale in adapters]}
+    facts["memory"] = _memory(path, lora)
+    facts["arithmetic"] = _arithmetic([(path, 1.0), *scaled_paths(lora)])
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
@@ -153,21 +156,33 @@ def _token(file: File, token: int) -> str | None:
     return str(tokens[token]) if isinstance(tokens, list) and token < len(tokens) else None
 
 
-def _memory(file: Path) -> dict[str, Any]:
+def _adapter(file: File, scale: float) -> dict[str, Any]:
+    """What a LoRA adapter changes; whether it fits the model is told where the memory is planned."""
+    factors = [tensor for tensor in file.tensors if tensor.name.endswith(".lora_a")]
+    return {
+        "path": str(file.path),
+        "scale": scale,
+        "matrices": len(factors),
+        "ranks": sorted({tensor.shape[0] for tensor in factors}),
+        "parameters": sum(math.prod(tensor.shape) for tensor in file.tensors),
+    }
+
+
+def _memory(file: Path, lora: Sequence[str]) -> dict[str, Any]:
     """What one canvas as long as the context takes; the reason where the model cannot be run."""
     from ..planning import plan_memory
 
     try:
-        return dataclasses.asdict(plan_memory(file))
+        return dataclasses.asdict(plan_memory(file, lora=lora))
     except LocaldiffError as error:
         return {"error": str(error)}
 
 
-def _arithmetic(file: Path) -> str:
-    """What `--math auto` does with this file's quantised weights, as far as it was measured."""
+def _arithmetic(files: Sequence[tuple[Path, float]]) -> str:
+    """What `--math auto` does with quantised weights of a model and its adapters, as far as it was measured."""
     from ..arithmetic import fingerprint, judge, recall
 
-    divergence = recall(fingerprint(file))
+    divergence = recall(fingerprint(files))
     if divergence is None:
         return "measured when the model first generates"
     found = judge(divergence)
@@ -205,6 +220,10 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", f"{facts['parameters']:,} in {len(facts['tensors'])} tensors, {bits:.2f} bits each"
     for name, each in facts["types"].items():
         yield f"  {name}", f"{100 * each['share']:5.1f} %  {each['tensors']:,} tensors, {each['bytes']:,} bytes"
+    for each in facts["adapters"]:
+        ranks = " and ".join(map(str, each["ranks"]))
+        what = f"rank {ranks} on {each['matrices']} matrices" if ranks else "no factors"
+        yield "adapter", _plain(f"{each['path']} times {each['scale']:g}: {what}")
     yield from _denoising(facts)
     yield "arithmetic", facts["arithmetic"]
     memory = facts["memory"]

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from .generating import LORA
+
 
 @click.command(short_help="show the memory that a generation takes")
 @click.argument("model", metavar="MODEL.gguf")
@@ -14,12 +16,21 @@ import click
 @click.option("--batch", type=int, default=1, help="texts at once (default 1)")
 @click.option("--threads", type=int, help="CPU threads (default: all that the process may use)")
 @click.option("--isa", help="CPU kernel row by name (default: the best)")
+@LORA
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, sizes in bytes")
-def command(model: str, length: int | None, batch: int, threads: int | None, isa: str | None, as_json: bool) -> None:
+def command(
+    model: str,
+    length: int | None,
+    batch: int,
+    threads: int | None,
+    isa: str | None,
+    lora: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Show the memory that a process needs to load MODEL.gguf and generate, before loading it."""
     from ..planning import plan_memory
 
-    plan = plan_memory(model, length, batch, threads, isa)
+    plan = plan_memory(model, length, batch, threads, isa, lora)
     if as_json:
         print(json.dumps({"model": model, **asdict(plan)}))
         return

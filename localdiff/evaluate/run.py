@@ -142,7 +142,7 @@ def _header(
     files = [*options.data, *(name for name in (options.shots_data, options.judge) if name)]
     return {
         "localdiff": __version__,
-        "model": fingerprint(subject.model.path),
+        "model": fingerprint([(subject.model.path, 1.0)]),
         "files": [_digest(Path(name)) for name in files],
         **own,
         "generation": given,
