@@ -21,6 +21,7 @@ from ..errors import ModelFileError, OptionError
 from ..text.pretokenizers import DIGIT, GPT2, find_row
 from .checkpoint import read_json
 from .llama2c import llama2c_tokenizer
+from .wordpiece import is_wordpiece, special_tokens, wordpiece_json
 
 _SPACE = "\u2581"
 # our name -> key of tokenizer.ggml; "seperator" is how the format spells it
@@ -37,6 +38,7 @@ class TokenizerFiles:
     chat_template: str | None = None
     origin: str = "tokenizer.json"
     files: tuple[Path, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def load_tokenizer(source: Path) -> TokenizerFiles:
@@ -52,8 +54,13 @@ def load_tokenizer(source: Path) -> TokenizerFiles:
         template = template_path.read_text(encoding="utf-8")
     if isinstance(template, list):  # several by name
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    read = (path, config_path, template_path)
+    if source.is_dir() and not path.is_file() and is_wordpiece(folder, config):
+        vocab = folder / "vocab.txt"
+        text, notices = wordpiece_json(vocab, config)
+        return TokenizerFiles(text, special_tokens(config), template, str(vocab), (vocab, *read), tuple(notices))
     text = path.read_text(encoding="utf-8") if path.is_file() else _convert_slow(folder, source)
-    return TokenizerFiles(text, config, template, str(path), (path, config_path, template_path))
+    return TokenizerFiles(text, config, template, str(path), read)
 
 
 def _convert_slow(folder: Path, source: Path) -> str:
@@ -108,7 +115,7 @@ def vocabulary_metadata(
     }
     if described.score is not None:
         record["tokenizer.ggml.scores"] = [described.score(text) for text in tokens]
-    notices = list(described.notices)
+    notices = [*files.notices, *described.notices]
 
     special = {name: _special_id(name, files, model_config, ids) for name in _SPECIAL_KEYS}
     if special["unk"] is None:
