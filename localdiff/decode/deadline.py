@@ -50,8 +50,8 @@ def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Mov
 
     kept_out   tokens that are not written so
     """
-    commits, due = move.commits, math.ceil(len(turn.canvas.masked) / max(1.0, math.floor(left)))
-    missing = due - len(commits)
+    commits = move.commits
+    missing = int(len(turn.canvas.masked) / max(1.0, left)) - len(commits)
     free = turn.masked & ~np.isin(turn.rows, commits.positions)
     free &= ~np.isin(turn.proposal.token, kept_out)
     if missing <= 0 or commits.copies is not None or not free.any():
