@@ -1,6 +1,7 @@
 """`eval`: data sets, metrics, every task on models with known answers, interrupting and resuming, the command line."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import math
@@ -22,9 +23,10 @@ from localdiff.evaluate import EvalOptions, evaluate, reading, run
 from localdiff.evaluate.execution import run_program
 from localdiff.evaluate.filling import Filling
 from localdiff.evaluate.metrics import METRICS, final_number, mean_and_error, same_number, token_entropy
+from localdiff.evaluate.options import NOT_OF_GENERATION
 from localdiff.evaluate.protocol import Setting
 from localdiff.evaluate.reading import Blank, Choice
-from localdiff.evaluate.subject import LEFT_TO_RIGHT, Subject
+from localdiff.evaluate.subject import LEFT_TO_RIGHT, Subject, open_subject
 from localdiff.evaluate.tasks import TASKS
 from localdiff.model import Model
 from localdiff.options import GenerateOptions
@@ -67,9 +69,12 @@ def written(path: Path, *lines: Any) -> str:
 
 
 def test_stories_lose_their_middle_sentence(tmp_path: Path) -> None:
-    text = '"Who is it?" she said. A hen!\n\nMr. Fox ran.  Two.\nThree. Four.\n<|endoftext|>\nToo short. Yes.\n'
-    (found,) = reading.stories(Path(written(tmp_path / "a.txt", text)))
-    assert found == Blank('"Who is it?" she said. A hen!\n\n', "Mr. Fox ran.", "  Two.\nThree.")
+    text = '"Who is it?" she said. A hen!\n\nMr. Fox ran.  Two.\nThree. Four. "A"? B! C.\n<|endoftext|>\nNo. Yes.\n'
+    first, second = reading.stories(Path(written(tmp_path / "a.txt", text)))
+    assert first == Blank('"Who is it?" she said. A hen!\n\n', "Mr. Fox ran.", "  Two.\nThree.")
+    assert second == Blank("Four.", ' "A"?', " B! C.")
+    (tmp_path / "d.txt").write_text("A. B. C. D. E. F. G. H.\n<|endoftext|>\nI. J. K.\n<|endoftext|>\n")
+    assert [each.target for each in reading.stories(tmp_path / "d.txt")] == [" C.", " J.", " G."]
     (found,) = reading.stories(Path(written(tmp_path / "c.txt", "One. (Two!) Three...")))
     assert found == Blank("One.", " (Two!)", " Three...")
     rows = written(tmp_path / "b.jsonl", {"before": "a", "target": " b", "after": " c"})
@@ -252,14 +257,18 @@ def test_code_is_run_only_where_asked(fake: Any, tmp_path: Path) -> None:
     assert (row_found["exact"], set(row_found)) == (1.0, {"exact", "error", "items"})
     result = evaluate("x", task="humaneval-infill", data=(data,), execute_code=True)
     assert result.rows[0]["passed"] == 1.0
-    assert (result.records[0]["task_id"], result.records[0]["completion"]) == ("T/0", "    return 7\n")
+    lines = tmp_path / "samples.jsonl"
+    evaluate("x", task="humaneval-infill", data=(data,), records=str(lines))
+    (sample,) = map(json.loads, lines.read_text().splitlines())
+    assert (sample["task_id"], sample["completion"]) == ("T/0", "    return 7\n")
+    assert "passed" not in sample
 
 
 def test_texts_from_nothing_by_steps(fake: Any, tmp_path: Path) -> None:
     judge = write_tiny(tmp_path / "judge.gguf", record=False)
     fake(random_table(VOCAB))
     wanted = GenerateOptions(max_new_tokens=12, decoder="random-keep")
-    result = evaluate("x", None, wanted, task="unconditional", samples=3, over_steps="8,2", judge=str(judge), seed=4)
+    result = evaluate("x", None, wanted, task="unconditional", texts=3, over_steps="8,2", judge=str(judge), seed=4)
     assert [(row["steps"], row["texts"]) for row in result.rows] == [(2, 3), (8, 3)]
     for row in result.rows:
         assert row["steps"] / 2 < row["passes"] <= row["steps"]
@@ -338,6 +347,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(fake: Any, tmp_path: Path
 # ---- options and the command line ----
 
 
+def test_the_flags_of_evaluating_and_of_generating_are_other_flags() -> None:
+    own, theirs = ({field.name for field in dataclasses.fields(each)} for each in (EvalOptions, GenerateOptions))
+    assert set(NOT_OF_GENERATION) <= theirs
+    assert not own & (theirs - set(NOT_OF_GENERATION))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -349,6 +364,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(fake: Any, tmp_path: Path
         ({"task": "nll", "data": ("a",), "shots": 2}, "--shots has no meaning for nll"),
         ({"task": "gsm8k", "data": ("a",), "shots": 2}, "--shots and --shots-data go together"),
         ({"task": "nll", "data": ("a",), "estimator": "bound"}, "--estimator has no meaning for nll"),
+        ({"task": "infill", "data": ("a",), "draws": 3}, "--draws has no meaning for infill"),
         ({"task": "nll", "data": ("a",), "limit": 0}, "limit is 0, expected 1 or more"),
         ({"task": "unconditional", "over_steps": "4,x"}, "--over-steps is '4,x'"),
     ],
@@ -356,6 +372,36 @@ def test_an_interrupted_run_goes_on_to_the_same_result(fake: Any, tmp_path: Path
 def test_refused_options(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         _ = EvalOptions(**settings).steps_list
+
+
+def test_options_without_an_effect_are_refused(fake: Any, tmp_path: Path) -> None:
+    data = written(tmp_path / "a.txt", "some words to hide " * 40)
+    items = written(tmp_path / "a.jsonl", {"context": "a", "choices": ["b", "c"], "label": 1})
+    fake(random_table(VOCAB))
+    with pytest.raises(OptionError, match="--top-p has no effect: nll generates nothing"):
+        evaluate("x", None, GenerateOptions(top_p=0.5), task="nll", data=(data,))
+    with pytest.raises(OptionError, match="does not take samples among the options"):
+        evaluate("x", None, GenerateOptions(samples=2), task="lambada", data=(data,))
+    with pytest.raises(OptionError, match="--steps has no effect: --over-steps says"):
+        evaluate("x", None, GenerateOptions(steps=5), task="unconditional")
+    fake(random_table(VOCAB), left_to_right=True)
+    with pytest.raises(OptionError, match="--draws has no effect: the likelihoods of a left-to-right model are exact"):
+        evaluate("x", task="nll", data=(data,), draws=4)
+    with pytest.raises(OptionError, match="--estimator has no effect"):
+        evaluate("x", task="piqa", data=(items,), estimator="bound")
+    single = evaluate("x", task="piqa", data=(items,))
+    assert single.as_dict()["rows"][0]["error"] is None
+    assert run.columns(single.rows)[1].split()[1] == "-"
+
+
+def test_a_left_to_right_model_keeps_what_its_record_says_otherwise(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf")
+    with open_subject(path, True, "mask=262,canvas=40,attn=full,sep=5") as subject:
+        assert subject.exact
+        assert (subject.spec.canvas_max, subject.spec.sep_token, subject.spec.attention) == (40, 5, "block_causal")
+    with open_subject(write_tiny(tmp_path / "plain.gguf", record=False)) as subject:
+        assert subject.exact
+        assert subject.spec.mask_token not in (subject.model.tokenizer.eos, subject.model.tokenizer.eot)
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,3 +431,27 @@ def test_no_torch_is_needed() -> None:
     code = "import localdiff.evaluate.run, localdiff.cli.eval, sys; assert 'torch' not in sys.modules, 'torch'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_the_default_model(tmp_path: Path) -> None:
+    model, parent = write_tiny(tmp_path / "m.gguf"), write_tiny(tmp_path / "p.gguf", record=False, name="parent")
+    data = written(tmp_path / "a.txt", "A cat. A dog ran. A hen. " * 12)
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [
+            sys.executable, root / "bench" / "default_model.py", parent, "--model", model, "--data", data,
+            "--draws", "1", "--stories", "2", "--texts", "2", "--tokens", "8", "--samples", "2", "--out", tmp_path,
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "default-model.json").read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == found
+    assert [row["steps"] for row in found["over_steps"]["random-keep"]] == [4, 8]
+    assert [row["temperature"] for row in found["infill"]] == [0.0, 0.9]
+    assert found["nll"]["gap"][0] == pytest.approx(
+        found["nll"]["model"]["nats_per_token"] - found["nll"]["parent"]["nats_per_token"]
+    )
+    assert len(found["samples"]) == 2
+    assert "| 0.0 | 2 |" in (tmp_path / "default-model.md").read_text()
+    assert (tmp_path / "default-model.png").stat().st_size > 0

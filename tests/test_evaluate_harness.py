@@ -49,7 +49,7 @@ def test_log_likelihoods_and_greedy_continuations(harness: Any) -> None:
     if len(ids) == 3 and "\ufffd" not in written:  # else the text does not come back as the tokens that made it
         assert found[2][1] is True
     again = harness.loglikelihood([Asked(*pairs[1])])
-    assert again[0][0] == pytest.approx(found[1][0], rel=0.7)  # other noise, for a request at another place
+    assert again == [found[1]]  # wherever it stands among the requests
 
 
 def test_rolling_covers_every_token_once(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:

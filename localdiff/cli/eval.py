@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..evaluate.options import EvalOptions
+from ..evaluate.options import NOT_OF_GENERATION, EvalOptions
 from ..options import GenerateOptions
 from .bar import Bar
 from .flags import ManyValues, flags, given
@@ -24,7 +24,7 @@ def _loading(command: Any) -> Any:
 @click.command(cls=ManyValues, short_help="measure how good a model is")
 @click.argument("model", metavar="[MODEL.gguf]", required=False)
 @flags(EvalOptions)
-@flags(GenerateOptions, without=("seed", "samples", "report_drift"))
+@flags(GenerateOptions, without=NOT_OF_GENERATION)
 @_loading
 @click.option("--json", "as_json", is_flag=True, help="print the JSON object only")
 def command(model: str | None, as_json: bool, **values: Any) -> None:
@@ -36,7 +36,7 @@ def command(model: str | None, as_json: bool, **values: Any) -> None:
     change them.
     """
     options = EvalOptions(**given(values, EvalOptions))
-    asked = GenerateOptions(**given(values, GenerateOptions) | {"seed": None, "samples": None})
+    asked = GenerateOptions(**given(values, GenerateOptions) | {"seed": None})
     from ..evaluate.run import columns, evaluate
 
     loading = {name: values[name] for name in ("device", "threads", "isa", "math", "lora")}

@@ -4,14 +4,15 @@
 
 That is lm-eval's own command line, which knows our model once this module is imported; so does lm_eval.simple_evaluate.
 A log-likelihood is minus the bound of a diffusion model, with `draws` noise draws, and exact for a left-to-right one.
-It counts as greedy where generating as many tokens at temperature 0 gives the continuation. Not here: chat templates
-and several devices.
+It counts as greedy where generating as many tokens at temperature 0 gives the continuation. The noise of a text hangs
+on the text alone, so equal requests get equal answers. Not here: chat templates and several devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -98,7 +99,7 @@ class LocaldiffLM(LM):  # type: ignore[misc]
         pairs = [request.args for request in requests]
         passages = []
         for place, (context, continuation) in enumerate(pairs):
-            passage = passage_of(self._subject, context, continuation, place)
+            passage = passage_of(self._subject, context, continuation, zlib.crc32((context + continuation).encode()))
             if passage is None:
                 raise OptionError(
                     f"request {place} has a continuation of {len(continuation)} characters, expected one that is not "
@@ -115,12 +116,12 @@ class LocaldiffLM(LM):  # type: ignore[misc]
         """The sum over a text that is cut into canvases; each but the first begins with the last token before it."""
         model = self._subject.model
         room, results = model.canvas_limit - 1, []
-        for place, request in enumerate(requests):
+        for request in requests:
             (text,) = request.args
             start, rest = self._subject.opening("")[:1], model.tokenizer.encode(text, add_bos=False)
             whole = np.array(start + rest, np.int32)
             cuts = range(0, len(rest), room)
-            passages = [Passage(whole[at : at + room + 1], 1, place) for at in cuts]
+            passages = [Passage(whole[at : at + room + 1], 1, zlib.crc32(whole[at:].tobytes())) for at in cuts]
             found = self._scorer.likelihoods(passages, self._draws, self._seed) if passages else []
             results.append(-sum(each.nats for each in found))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), results[-1])

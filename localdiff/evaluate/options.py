@@ -16,6 +16,9 @@ from .tasks import BOUND, PUBLISHED, TASKS
 
 ESTIMATORS = (BOUND, PUBLISHED)
 DEFAULT_STEPS = "4,8,16,32,64"
+# Options of generating that an evaluation does not take: it has a seed of its own and one text for each item, whose
+# every token counts, whatever the time.
+NOT_OF_GENERATION = ("seed", "samples", "alternatives", "deadline", "report_drift")
 
 
 def _flag(
@@ -41,6 +44,7 @@ class EvalOptions:
     task: str = _flag("", "what to measure", choices=tuple(TASKS))
     data: tuple[str, ...] = _flag((), "the data set or texts: .txt or .jsonl, also .xz, .gz or .bz2")
     output: str = _flag("", "write the result with every item here, as JSON", short="o")
+    records: str = _flag("", "write every item's record on a line of its own here, such as samples for an evaluator")
     resume: bool = _flag(False, "go on with the items that an interrupted run with this output left out")
     limit: int | None = _flag(None, "items at most", range=_ONE_UP)
     seed: int = _flag(0, "of noise and generation; the same seed, the same result", range=(0, 2**63 - 1))
@@ -59,7 +63,7 @@ class EvalOptions:
     execute_code: bool = _flag(
         False, "humaneval-infill: run the generated code, limited in time and memory but not confined"
     )
-    samples: int = _flag(16, "unconditional: texts for each number of steps", range=_ONE_UP)
+    texts: int = _flag(16, "unconditional: texts for each number of steps", range=_ONE_UP)
     over_steps: str = _flag(DEFAULT_STEPS, "unconditional: numbers of denoise steps, joined by commas")
     judge: str = _flag("", "unconditional: autoregressive GGUF file that scores the texts")
 
@@ -76,12 +80,14 @@ class EvalOptions:
             raise OptionError("--resume needs the --output of the run that was interrupted")
         self._only_for("gsm8k", "shots", "shots_data")
         self._only_for("humaneval-infill", "execute_code")
-        self._only_for("unconditional", "samples", "over_steps", "judge")
+        self._only_for("unconditional", "texts", "over_steps", "judge")
         self._only_for("nll", "length", "context")
         if bool(self.shots) != bool(self.shots_data):
             raise OptionError("--shots and --shots-data go together: how many solved problems, and where they are")
         if self.estimator and TASKS[self.task].place != TASKS["piqa"].place:
             raise OptionError(f"--estimator has no meaning for {self.task}, only for multiple choice; leave it out")
+        if self.draws and not TASKS[self.task].draws:
+            raise OptionError(f"--draws has no meaning for {self.task}, which looks at no likelihoods; leave it out")
 
     def _only_for(self, task: str, *names: str) -> None:
         for field in dataclasses.fields(self):

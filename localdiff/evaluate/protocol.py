@@ -20,6 +20,7 @@ from ..generation import Generation
 from ..model import Model
 from ..options import GenerateOptions
 from ..page import Page
+from ..quantize.gathering import in_turn
 from ..text import Tokenizer
 from . import reading
 from .scorer import ROWS, Scorer, Tick
@@ -77,8 +78,7 @@ class Protocol:
 
     def _items(self) -> Iterator[Any]:
         read: Callable[[Path], Iterator[Any]] = getattr(reading, self.setting.task.reader)
-        for path in self.setting.data:
-            yield from read(path)
+        return in_turn([read(path) for path in self.setting.data])
 
     def measure(self, first: int, items: Sequence[Any], tick: Tick) -> list[Record]:
         """The records of some items, the first of which has the number `first`. tick: parts done, parts in all."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..adapt.data import read_documents
 from ..errors import OptionError
+from ..quantize.gathering import in_turn
 
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 # up to an end mark, its quotes and the space behind, unless it ends an abbreviation or a small letter follows
@@ -57,21 +58,25 @@ class Problem:
 
 
 def stories(path: Path) -> Iterator[Blank]:
-    """The middle one of the first five sentences (three at least) of each document; or .jsonl with before, target and
-    after. Shorter documents are left out."""
+    """The middle one of every five sentences (of three or four at the end) of each document: the first passages of all
+    documents, then the second ones, and so on; or .jsonl with before, target and after."""
     if ".jsonl" in path.suffixes:
         for number, row in _rows(path):
             before, target, after = (_text(path, number, row, name) for name in ("before", "target", "after"))
             yield Blank(before, target, after)
         return
+    yield from in_turn([_passages(document) for document in read_documents(path)])
+
+
+def _passages(document: str) -> Iterator[Blank]:
     least, most = STORY_SENTENCES
-    for document in read_documents(path):
-        sentences = _SENTENCE.findall(document)[:most]
-        if len(sentences) >= least:
-            middle = (len(sentences) - 1) // 2
-            hole = sentences[middle].rstrip()
-            after = sentences[middle][len(hole) :] + "".join(sentences[middle + 1 :])
-            yield _with_space("".join(sentences[:middle]), hole, after.rstrip())
+    sentences = _SENTENCE.findall(document)
+    for first in range(0, len(sentences) - least + 1, most):
+        passage = sentences[first : first + most]
+        middle = (len(passage) - 1) // 2
+        hole = passage[middle].rstrip()
+        after = passage[middle][len(hole) :] + "".join(passage[middle + 1 :])
+        yield _with_space("".join(passage[:middle]), hole, after.rstrip())
 
 
 def last_words(path: Path) -> Iterator[Blank]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from ..atomic import atomic_file, check_target
 from ..errors import OptionError
 from ..options import GenerateOptions
 from .ledger import Ledger, ledger_path
-from .options import EvalOptions
+from .options import NOT_OF_GENERATION, EvalOptions
 from .protocol import Record, Row, Setting
 from .subject import Subject, open_subject
 from .tasks import TASKS, load
@@ -30,7 +31,7 @@ from .tasks import TASKS, load
 Progress = Callable[[str, int, int], None]  # what is measured, parts done, parts in all
 _PARTS = 1000  # of an item, as far as progress goes
 # What a run may be gone on with although it is another value: nothing in a record depends on it.
-_FREE = frozenset({"output", "resume", "limit", "batch", "data", "judge", "shots_data"})
+_FREE = frozenset({"output", "records", "resume", "limit", "batch", "data", "judge", "shots_data"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class EvalResult:
         del found["notices"]
         if not records:
             del found["records"]
-        return found
+        plain: dict[str, Any] = _without_nan(found)
+        return plain
 
 
 def evaluate(
@@ -85,16 +87,17 @@ def evaluate(
     """
     options = dataclasses.replace(options, **named) if options is not None else EvalOptions(**named)
     asked = generation or GenerateOptions()
-    if asked.seed is not None:
-        raise OptionError("the seed of an evaluation is the one of its own options; leave it out of generation")
-    output = Path(options.output) if options.output else None
-    if output is not None:
-        check_target(output)
+    for name in NOT_OF_GENERATION:
+        if getattr(asked, name) not in (None, False):
+            raise OptionError(f"an evaluation does not take {name} among the options of generating; leave it out")
+    for target in filter(None, (options.output, options.records)):
+        check_target(Path(target))
     task = TASKS[options.task]
     with ExitStack() as stack:
         subject = stack.enter_context(
             open_subject(model, options.attention == "causal", diffusion, **dict(loading or {}))
         )
+        _check_asked(subject, options, asked)
         protocol = load(task.place)(Setting(subject, options, asked, task, stack))
         items = protocol.items()
         header = _header(subject, options, asked, diffusion, loading or {})
@@ -118,11 +121,32 @@ def evaluate(
             _settings(subject, options, protocol.setting),
             subject.notices,
         )
-    if output is not None:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(result.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    _write(options.output, json.dumps(result.as_dict(), ensure_ascii=False, indent=1) + "\n")
+    lines = (json.dumps(_without_nan(each), ensure_ascii=False) + "\n" for each in result.records)
+    _write(options.records, "".join(lines))
     ledger.remove()
     return result
+
+
+def _check_asked(subject: Subject, options: EvalOptions, asked: GenerateOptions) -> None:
+    """Raise OptionError for an option that would have no effect on this model or task."""
+    given = [name for name, value in dataclasses.asdict(asked).items() if value is not None]
+    if TASKS[options.task].draws:
+        what, why = [f"--{name.replace('_', '-')}" for name in given], f"{options.task} generates nothing"
+        if subject.exact and not what:
+            what = [f"--{name}" for name in ("draws", "estimator") if getattr(options, name)]
+            why = "the likelihoods of a left-to-right model are exact"
+    else:
+        what = ["--steps"] if options.task == "unconditional" and asked.steps and not subject.exact else []
+        why = "--over-steps says how many steps are taken"
+    if what:
+        raise OptionError(f"{what[0]} has no effect: {why}; leave it out")
+
+
+def _write(path: str, text: str) -> None:
+    if path:
+        with atomic_file(Path(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _tick(progress: Progress | None, task: str, first: int, count: int, total: int) -> Callable[[int, int], None]:
@@ -175,6 +199,15 @@ def _settings(subject: Subject, options: EvalOptions, setting: Setting) -> dict[
     }
 
 
+def _without_nan(value: Any) -> Any:
+    """The same with None for what is not a number, which JSON has not: the error of a single item."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def columns(rows: Sequence[Row]) -> list[str]:
     """The table as lines of text: a head and one line per row, numbers right-aligned."""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -184,8 +217,8 @@ def columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) >= 1000 else (
-        f"{value:.4f}" if isinstance(value, float) else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..engine import File
 from ..errors import ModelFileError, OptionError
+from ..hub.store import located
 from ..model import EMBEDDED, Model, load
 from ..options import GenerateOptions
 from ..presets import record_in_force
@@ -62,20 +63,23 @@ def open_subject(
     loading   as in localdiff.load
     raises    ModelFileError, OptionError
     """
-    with File.open(path or EMBEDDED) as file:
+    with File.open(EMBEDDED if path is None else located(path)) as file:
         metadata = dict(file.metadata)
     spec = record_in_force(metadata, diffusion).spec
     exact = causal or spec is None or (spec.attention == "causal" and spec.logit_shift)
     if exact:
-        diffusion = _left_to_right(metadata, spec)
+        diffusion = _left_to_right(metadata, spec, diffusion)
     with load(path, diffusion=diffusion, **loading) as model:
         if model.spec is None:
             raise ModelFileError(f"{model.path}: has no diffusion record")
         yield Subject(model, model.spec, exact, () if exact else model.notices)
 
 
-def _left_to_right(metadata: Mapping[str, Any], spec: DiffusionSpec | None) -> str:
-    """The --diffusion text of a left-to-right model. Its mask is a token that it is never to write."""
+def _left_to_right(metadata: Mapping[str, Any], spec: DiffusionSpec | None, diffusion: str | None) -> str:
+    """The --diffusion text of a left-to-right model. Its mask is a token that it is never to write.
+
+    diffusion   what the caller gave; its other values stay
+    """
     if spec is not None:
         mask: int | None = spec.mask_token
     else:
@@ -89,4 +93,8 @@ def _left_to_right(metadata: Mapping[str, Any], spec: DiffusionSpec | None) -> s
             "the vocabulary has no control token beside its end token, expected one that is never written and can "
             "stand for what is not known yet; give --diffusion mask=ID,shift=1,attn=block_causal,block=1"
         )
-    return f"mask={mask},shift=1,attn=block_causal,block=1,decoder=llada,process=absorbing"
+    values = {
+        "mask": mask, "shift": 1, "attn": "block_causal", "block": 1, "decoder": "llada", "process": "absorbing"
+    }  # fmt: skip
+    kept = [part for part in (diffusion or "").split(",") if part and part.partition("=")[0].strip() not in values]
+    return ",".join([*kept, *(f"{name}={value}" for name, value in values.items())])

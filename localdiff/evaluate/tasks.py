@@ -1,5 +1,4 @@
-"""The one table of evaluation tasks: what each reads, what is done with its items, and the settings it was published
-with.
+"""The one table of evaluation tasks: what each reads, what is done with its items, the settings of its publication.
 
 A new data set is a reader (reading.py) and a row. Code is imported when a task runs, so that help stays fast. The
 settings are those of GenerateOptions that the paper names for the task; they count for models with full attention where
@@ -26,7 +25,7 @@ class Task:
     source     where the data set and the protocol come from
     settings   of generation, as published
     metrics    of a filled hole, in the order of the table; the first is the headline
-    draws      noise draws for each item, where likelihoods are bounds
+    draws      noise draws for each likelihood that is a bound; 0: the task generates instead
     word_steps generate with as many denoise steps as the hole has tokens
     """
 
@@ -35,7 +34,7 @@ class Task:
     source: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
-    draws: int = 32
+    draws: int = 0
     word_steps: bool = False
 
 
@@ -46,7 +45,7 @@ TASKS: dict[str, Task] = {
     "infill": Task(
         "filling:Filling",
         "stories",
-        "middle sentence of five, as ROCStories in arXiv:2410.17891",
+        "the middle one of five sentences, as with ROCStories in arXiv:2410.17891",
         _SAMPLED,
         ("rougeL", "rouge1", "rouge2", "exact"),
     ),
@@ -58,8 +57,8 @@ TASKS: dict[str, Task] = {
         ("exact",),
         word_steps=True,
     ),
-    "hellaswag": Task("choosing:Choosing", "hellaswag", "HellaSwag, arXiv:1905.07830"),
-    "piqa": Task("choosing:Choosing", "choices", "PIQA, arXiv:1911.11641, and whatever has its form"),
+    "hellaswag": Task("choosing:Choosing", "hellaswag", "HellaSwag, arXiv:1905.07830", draws=32),
+    "piqa": Task("choosing:Choosing", "choices", "PIQA, arXiv:1911.11641, and whatever has its form", draws=32),
     "gsm8k": Task(
         "answering:Answering",
         "problems",

@@ -38,7 +38,7 @@ class Writing(Protocol):
         options = self.setting.options
         _ = self._judge  # a wrong file is told of before anything is written
         for steps in (None,) if self.setting.subject.exact else options.steps_list:
-            for sample in range(options.samples):
+            for sample in range(options.texts):
                 yield Draft(steps, sample)
 
     def measure(self, first: int, items: Sequence[Draft], tick: Tick) -> list[Record]:

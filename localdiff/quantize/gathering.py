@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ..spec import DiffusionSpec
 from ..text import Tokenizer
 from .imatrix import Sums, write_imatrix
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is done, canvases done, canvases at most
 LENGTH, CHUNKS = 256, 256  # defaults
 
@@ -149,14 +151,18 @@ def _length(length: int | None, limit: int) -> int:
 
 def canvases(data: Sequence[Path], tokenizer: Tokenizer, length: int) -> Iterator[Int32]:
     """Canvases of the files in turn, until the last of them has none left."""
-    streams = [_canvases_of(path, tokenizer, length) for path in data]
-    while streams:
-        for stream in list(streams):
-            tokens = next(stream, None)
-            if tokens is None:
-                streams.remove(stream)
-            else:
-                yield tokens
+    return in_turn([_canvases_of(path, tokenizer, length) for path in data])
+
+
+def in_turn(streams: Sequence[Iterator[T]]) -> Iterator[T]:
+    """One of each stream, round after round, until the last of them has none left."""
+    going = list(streams)
+    while going:
+        for stream in list(going):
+            try:
+                yield next(stream)
+            except StopIteration:
+                going.remove(stream)
 
 
 def _canvases_of(path: Path, tokenizer: Tokenizer, length: int) -> Iterator[Int32]:
