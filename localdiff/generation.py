@@ -82,7 +82,8 @@ class Generation:
     stop_reason            "stop" at a stop token or string, "length" where every position is filled, "deadline" where
                            time ran out and a last pass filled what was masked, "cancelled"
     decoder                every decoding setting in force
-    rows                   rows of this text that its denoise steps computed; nfe * canvas without a cache
+    rows                   rows of this text that its denoise steps computed; nfe * canvas without a cache, twice
+                           that with guidance
     holes                  for infill: what was written into each hole
     drift                  with report_drift: how far the cache is from exact, see cache.drift.Drift.as_dict
     token_details          one TokenDetail for each of `tokens`: text, step, probability, entropy, alternatives

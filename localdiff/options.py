@@ -85,12 +85,18 @@ class GenerateOptions:
     cache_refresh: int | None = _option("steps until all rows are, 0 = never", range=(0, 2**31 - 1))
     report_drift: bool | None = _option("compute everything exactly too and say how far the cache is off")
     samples: int | None = _option("texts for each prompt, with the seeds seed, seed + 1, ...", range=(1, 1024))
-    stop: tuple[str, ...] | None = _option("end the text before this text", form=wishes.strings, many="TEXT")
+    stop: tuple[str, ...] | None = _option(
+        "end the text before this text; may be repeated", form=wishes.strings, many="TEXT"
+    )
     logit_bias: Mapping[str | int, float] | None = _option(
         "added to the logit of a token, by text or id; -inf bans it", form=wishes.biases, many="TOKEN=NUMBER"
     )
-    ban: tuple[str | int, ...] | None = _option("a token that is never written", form=wishes.tokens, many="TEXT")
-    only: tuple[str | int, ...] | None = _option("write no other tokens than these", form=wishes.tokens, many="TEXT")
+    ban: tuple[str | int, ...] | None = _option(
+        "a token that is never written, with its space: ' cat'", form=wishes.tokens, many="TEXT"
+    )
+    only: tuple[str | int, ...] | None = _option(
+        "a token that may be written; no others are", form=wishes.tokens, many="TEXT"
+    )
     repetition_penalty: float | None = _option(
         "make tokens that are in the text, prompt included, less likely, 1 = off", range=(0.01, 100)
     )

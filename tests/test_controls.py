@@ -436,6 +436,20 @@ def test_the_embedded_model_does_all_of_it_in_one_batch(embedded: Model) -> None
     assert [out.tokens for out in plain] != [out.tokens for out in batch[::2]]
 
 
+@pytest.mark.parametrize("attention", ["block_causal,block=8", "prefix_causal"])
+def test_guidance_goes_with_the_cache_that_changes_nothing(attention: str) -> None:
+    """The companion keeps its states too: fewer rows, the same text, also where it has another length."""
+    options = {"max_new_tokens": 20, "decoder": "threshold", "threshold": 0.5, "seed": 1, "guidance": 1.0}
+    with localdiff.load(threads=1, diffusion=f"attn={attention}") as model:
+        prompt = model.tokenize("Once upon a time there was")
+        for negative in (None, prompt[:1] * (len(prompt) + 8)):
+            cached, whole = (
+                model.generate(prompt, negative_prompt=negative, cache=cache, **options) for cache in ("block", "exact")
+            )
+            assert (cached.tokens, cached.nfe) == (whole.tokens, whole.nfe)
+            assert cached.rows < whole.rows
+
+
 def test_the_command_line_prints_every_sample(tmp_path: Path) -> None:
     base = [sys.executable, "-m", "localdiff", "run", "-p", "Once upon", "-n", "8", "--seed", "3", "--samples", "2"]
     more = ["--stop", "zzz", "--ban", "!", "--logit-bias", "5=-inf", "--guidance", "1", "--alternatives", "1"]

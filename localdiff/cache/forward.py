@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..canvas import Canvas, Int32
+from ..canvas import MASKED, Canvas, Int32
 from ..engine import Float32, Proposal, Request
 from .drift import DriftMeter
 from .state import CachePolicy, State, View, reach
@@ -29,7 +29,8 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """The proposal for all positions that were to be scored, and how many rows were computed for it."""
+    """The proposal for all positions that were to be scored, and how many rows were computed for it, those of a
+    companion included."""
 
     proposal: Proposal
     rows: int
@@ -73,25 +74,35 @@ class CachedForward:
     ) -> list[Answer]:
         """One forward pass over all canvases. request.compute is chosen here: all rows in the slots of `full`."""
         pairs = zip(requests, canvases, strict=True)
-        asked = [self._narrowed(request, canvas, request.slot in full) for request, canvas in pairs]
-        rows = [np.arange(len(each.tokens), dtype=np.int32) if each.compute is None else each.compute for each in asked]
-        notes = [self._notes(each.slot) for each in asked]
-        for each, computed, states in zip(asked, rows, notes, strict=True):  # a call that fails leaves them unknown
+        asked = [self._asked(request, canvas, request.slot in full) for request, canvas in pairs]
+        everything = [each for one in asked for each in (one, one.unconditional) if each is not None]
+        rows = {each.slot: _rows(each) for each in everything}
+        notes = [(each, rows[each.slot], self._notes(each.slot)) for each in everything]
+        for each, computed, states in notes:  # a call that fails leaves them unknown
             states[each.slot] = states[each.slot].without(computed)
-            if each.unconditional is not None:  # computed whole in every pass, without taking notes
-                self._states.pop(each.unconditional.slot, None)
         proposals = self._engine.propose(asked)
-        for each, computed, states in zip(asked, rows, notes, strict=True):
+        for each, computed, states in notes:
             if each.positions is None:  # in another order places mean other positions next time
                 state = states[each.slot].computed(computed, each.tokens, reach(each), each.step)
                 states[each.slot] = state if each.value_drift is None else state.drifted(computed, each.value_drift)
         whole = [self._completed(*each) for each in zip(requests, asked, proposals, strict=True)]
         if self._meter is not None:
             self._meter.compare(self._engine, requests, asked, whole)
-        return [Answer(proposal, len(computed)) for proposal, computed in zip(whole, rows, strict=True)]
+        beside = [0 if each.unconditional is None else len(rows[each.unconditional.slot]) for each in asked]
+        counts = [len(rows[each.slot]) + more for each, more in zip(asked, beside, strict=True)]
+        return [Answer(proposal, count) for proposal, count in zip(whole, counts, strict=True)]
 
     def _notes(self, slot: int) -> dict[int, State]:
         return self._states if self._policies[slot].exact else self._rough
+
+    def _asked(self, request: Request, canvas: Canvas, full: bool) -> Request:
+        """The request, and its companion, with the rows that the policy chose."""
+        narrowed, beside = self._narrowed(request, canvas, full), request.unconditional
+        if beside is None:
+            return narrowed
+        places = np.arange(len(beside.tokens), dtype=np.int32)
+        shown = Canvas(beside.tokens, np.full(len(places), MASKED, np.uint8), canvas.mask_token, places)
+        return replace(narrowed, unconditional=self._narrowed(beside, shown, full))
 
     def _narrowed(self, request: Request, canvas: Canvas, full: bool) -> Request:
         """The request with the rows that the policy chose, scoring those positions whose row is among them."""
@@ -126,12 +137,16 @@ class CachedForward:
         return Proposal(*(getattr(now, field.name)[request.score] for field in fields(Proposal)))
 
 
+def _rows(request: Request) -> Int32:
+    """The positions that a call computes."""
+    return np.arange(len(request.tokens), dtype=np.int32) if request.compute is None else request.compute
+
+
 def _measured(request: Request, policy: CachePolicy) -> Request:
     """The request, asking for the drift of the values where the policy looks at it."""
     if not policy.measures:
         return request
-    rows = len(request.tokens) if request.compute is None else len(request.compute)
-    return replace(request, value_drift=np.empty(rows, np.float32))
+    return replace(request, value_drift=np.empty(len(_rows(request)), np.float32))
 
 
 def _nothing(like: Proposal, length: int) -> Proposal:

@@ -69,6 +69,7 @@ class Controls:
             block_length=request.block_length,
             prefix=request.prefix,
             logit_shift=request.logit_shift,
+            step=request.step,
         )
         if self.negative is None:
             masked = np.where(canvas.state == GIVEN, np.int32(canvas.mask_token), request.tokens)

@@ -139,14 +139,19 @@ class Denoiser:
         canvas = job.canvas.apply(job.decoder.start(job.canvas))
         if len(canvas.masked):
             self._forward.begin(slot, job.cache)
+            if job.controls.guidance and beside is not None:
+                self._forward.begin(beside, job.cache)
             deadline = job.controls.deadline
             until = math.inf if deadline is None else self._pace.clock() + deadline
             self._running[slot] = _Running(job, canvas, beside, until)
 
     def remove(self, slot: int) -> None:
         """Let go of a canvas, finished or not."""
-        if self._running.pop(slot, None) is not None:
+        running = self._running.pop(slot, None)
+        if running is not None:
             self._forward.end(slot)
+            if running.job.controls.guidance and running.beside is not None:
+                self._forward.end(running.beside)
 
     @property
     def movable(self) -> bool:
