@@ -31,6 +31,7 @@ from .infill import check_parts, parse_infill
 from .options import GenerateOptions, merge
 from .page import Page
 from .presets import record_in_force
+from .profiles import TUNED, profile_of, with_preset
 from .sessions import SessionPool
 from .spec import ATTENTION_KINDS, DiffusionSpec
 
@@ -320,6 +321,13 @@ class Model:
         self._pool.prompt = saved
         return len(saved.tokens)
 
+    def use_threads(self, threads: int | None) -> None:
+        """From now on compute with so many threads, None = all that the process may use."""
+        prompt = self._pool.prompt
+        self._pool.close()
+        self._threads, self._pool = threads, SessionPool(self._engine, threads)
+        self._pool.prompt = prompt
+
     def cancel(self) -> None:
         """Make everything that runs on this model raise Cancelled soon. From any thread."""
         self._pool.cancel()
@@ -339,11 +347,11 @@ class Model:
 
     def compose(self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions) -> list[Page]:
         """The canvases of stream(prompt, options), before anything is computed."""
-        composer = self._composer()
+        composer, wanted = self._composer(), self._with_preset(options)
         if len(prompt) == 0 and not isinstance(prompt, str):
             raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
         prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
-        return [page for each in prompts for page in composer.prompt(each, options)]
+        return [page for each in prompts for page in composer.prompt(each, wanted)]
 
     def compose_infill(
         self, text: str | Sequence[str | Hole], options: GenerateOptions, propose: Propose
@@ -357,7 +365,7 @@ class Model:
             raise OptionError("infill has no negative_prompt: guidance leads away from the text with its words masked")
         parts = parse_infill(text) if isinstance(text, str) else [part for part in text if part != ""]
         check_parts(parts)
-        return self._composer().infill(parts, options, propose)
+        return self._composer().infill(parts, self._with_preset(options), propose)
 
     def finish(self, pages: list[Page]) -> list[Generation]:
         """Denoise composed canvases to their end, in one batch; each has the options it was composed with."""
@@ -401,6 +409,14 @@ class Model:
     def _sessions(self) -> SessionPool:
         self._pool.math = self.arithmetic.math
         return self._pool
+
+    def _with_preset(self, options: GenerateOptions) -> GenerateOptions:
+        """The options with the values of their preset; the threads of a tuned model count where none were asked for."""
+        if options.preset is None or self.spec is None:
+            return options
+        if options.preset == TUNED and self._threads is None and (threads := profile_of(self._files).threads):
+            self.use_threads(threads)
+        return with_preset(options, self.spec, self._files)
 
     def _run(self, pages: list[Page]) -> DenoiseStream:
         return DenoiseStream(pages, self._sessions(), self.setup)

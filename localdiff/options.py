@@ -19,6 +19,7 @@ from . import wishes
 from .cache.table import CACHES
 from .decode.table import ALIASES, DECODERS, words
 from .errors import OptionError
+from .profiles import PRESETS, TUNED
 
 MATH = ("auto", "exact", "fast")  # of loading, see arithmetic.py
 
@@ -48,6 +49,11 @@ class GenerateOptions:
         "tokens to make at most (default 64, or less where the canvas ends)", short="n", range=(1, math.inf)
     )
     steps: int | None = _option("denoise steps, one forward pass each", range=(1, 2**31 - 1))
+    preset: str | None = _option(
+        f"speed against quality; {'; '.join(f'{name}: {row.cost}' for name, row in PRESETS.items())}; {TUNED}: what "
+        "localdiff tune found; other options win",
+        choices=(*PRESETS, TUNED),
+    )
     decoder: str | None = _option("what is committed at each step", choices=tuple(DECODERS))
     threshold: float | None = _option("commit every token at least this probable", range=(0, 1))
     block_length: int | None = _option("positions denoised before the next ones begin", range=(1, math.inf))

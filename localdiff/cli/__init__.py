@@ -24,6 +24,7 @@ COMMANDS = {  # name, also of the module -> help
     "imatrix": "gather an importance matrix for quantize",
     "adapt": "train an autoregressive checkpoint into a diffusion model",
     "eval": "measure how good a model is",
+    "tune": "find the fastest settings of a model on this machine",
     "bench": "measure the speed of a model on this machine",
     "info": "show what a GGUF file holds",
     "plan": "show the memory that a generation takes",

@@ -41,13 +41,20 @@ SHOWING = (
 )
 
 
+def loading_flags(command: flags.Command) -> flags.Command:
+    """The flags of a command that loads a model."""
+    for option in reversed(LOADING):
+        command = option(command)
+    return command
+
+
 def generation_flags(without: tuple[str, ...] = ()) -> Callable[[flags.Command], flags.Command]:
     """All flags of a generating command: the fields of GenerateOptions, loading, showing."""
 
     def decorate(command: flags.Command) -> flags.Command:
-        for option in reversed(LOADING + SHOWING):
+        for option in reversed(SHOWING):
             command = option(command)
-        return flags.flags(GenerateOptions, without=without)(command)
+        return flags.flags(GenerateOptions, without=without)(loading_flags(command))
 
     return decorate
 

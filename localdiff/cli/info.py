@@ -46,7 +46,9 @@ def command(file: str, diffusion: str | None, lora: tuple[str, ...], as_json: bo
     with File.open(path) as model, opened(lora) as adapters:
         facts = _facts(model, diffusion) | {"adapters": [_adapter(each, scale) for each, scale in adapters]}
     facts["memory"] = _memory(path, lora)
-    facts["arithmetic"] = _arithmetic([(path, 1.0), *scaled_paths(lora)])
+    files = [(path, 1.0), *scaled_paths(lora)]
+    facts["arithmetic"] = _arithmetic(files)
+    facts["tuned"] = _tuned(files)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
     else:
@@ -189,6 +191,17 @@ def _arithmetic(files: Sequence[tuple[Path, float]]) -> str:
     return f"{found.math}: {found.reason}"
 
 
+def _tuned(files: Sequence[tuple[Path, float]]) -> str:
+    """What `--preset tuned` does with a model and its adapters."""
+    from ..profiles import recall
+
+    try:
+        profile = recall(files)
+    except LocaldiffError as error:
+        return str(error)
+    return "not yet; localdiff tune finds the fastest settings" if profile is None else profile.described()
+
+
 def _short(file: File, key: str) -> Any:
     count = file.metadata.count(key)
     return f"[{count} values]" if count is not None and count > LONG_ARRAY else file.metadata[key]
@@ -226,6 +239,7 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "adapter", _plain(f"{each['path']} times {each['scale']:g}: {what}")
     yield from _denoising(facts)
     yield "arithmetic", facts["arithmetic"]
+    yield "tuned", _plain(facts["tuned"])
     memory = facts["memory"]
     if "error" in memory:
         yield "memory", _plain(memory["error"])
