@@ -45,7 +45,7 @@ class Composer:
 
     def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[Page]:
         """A canvas of the prompt - text, or ids that are taken as they are - and max_new_tokens masks; per sample."""
-        began, given = time.perf_counter(), self.given(prompt)
+        given = self.given(prompt)
         room = self.canvas_limit - len(given)
         count = options.max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
         if count > room:
@@ -55,7 +55,7 @@ class Composer:
             )
         canvas = Canvas.of([given, Hole(count)], self.spec.mask_token)
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
-        jobs = self._jobs(canvas, options, len(given), self._stop_tokens(), began)
+        jobs = self._jobs(canvas, options, len(given), self._stop_tokens())
         stops, wished, pad = StopStrings(options.stop or ()), _wished(options), self.spec.pad_token
         pages = [Page(self.tokenizer, job, len(given), continues, pad, stops=stops, wished=wished) for job in jobs]
         return [page.until_stop() for page in pages]
@@ -73,7 +73,6 @@ class Composer:
     ) -> list[Page]:
         """A canvas of given texts and holes for each sample; `propose` is one call of the engine, for holes of unknown
         length."""
-        began = time.perf_counter()
         opening = "" if isinstance(parts[0], Hole) else self._before(parts, 0)
         given = self._opening(opening) or self._lead()
         start = 1 if given and (self.tokenizer.is_special(given[0]) or given == self._lead()) else 0
@@ -84,6 +83,7 @@ class Composer:
             elif index:  # "" first: this is not the beginning of the text
                 pieces.append(self.tokenizer.encode_parts(["", self._before(parts, index)], add_bos=False))
 
+        self._check_size(pieces)  # before holes of any length become arrays
         passes, started = 0, time.perf_counter()
 
         def look(asked: list[tuple[Canvas, range]]) -> list[Proposal]:
@@ -93,16 +93,20 @@ class Composer:
 
         pieces = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look)
         seconds = time.perf_counter() - started if passes else 0.0
+        self._check_size(pieces)
         canvas = Canvas.of(pieces, self.spec.mask_token)
-        if len(canvas) > self.canvas_limit:
-            raise OptionError(
-                f"the text has {len(canvas)} tokens, holes included, but the canvas holds {self.canvas_limit}; "
-                "shorten it"
-            )
-        jobs = self._jobs(canvas, options, len(canvas), (), began)
+        jobs = self._jobs(canvas, options, len(canvas), (), seconds)
         places = tuple(_places(parts, pieces))
         wished = _wished(options)
         return [Page(self.tokenizer, job, start, False, None, places, passes, seconds, wished=wished) for job in jobs]
+
+    def _check_size(self, pieces: Sequence[Part]) -> None:
+        """Raise OptionError unless the text fits the canvas; an open hole counts as one token."""
+        size = sum(piece.length or 1 if isinstance(piece, Hole) else len(piece) for piece in pieces)
+        if size > self.canvas_limit:
+            raise OptionError(
+                f"the text has {size} tokens, holes included, but the canvas holds {self.canvas_limit}; shorten it"
+            )
 
     def _before(self, parts: Sequence[str | Hole], index: int) -> str:
         """The text of a given part; a space before a hole is left to the hole's first word, see Page.pieces."""
@@ -167,7 +171,7 @@ class Composer:
     def _token(self, name: str, wanted: str | int) -> int:
         return token_of(name, wanted, self.tokenizer, self.vocab)
 
-    def _controls(self, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...], began: float) -> Controls:
+    def _controls(self, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...], spent: float) -> Controls:
         bias = {self._token("logit_bias", each): value for each, value in (options.logit_bias or {}).items()}
         bias = {token: bias[token] for token in sorted(bias) if bias[token] != -math.inf}
         ends = (self.spec.mask_token, self.spec.pad_token, *stop_tokens, *self.tokenizer.special_tokens)
@@ -180,7 +184,7 @@ class Composer:
             bias_tokens=np.array(list(bias), np.int32),
             bias=np.array(list(bias.values()), np.float32),
             alternatives=options.alternatives or 0,
-            until=math.inf if options.deadline is None else began + options.deadline,
+            deadline=None if options.deadline is None else options.deadline - spent,
         )
 
     def _negative(self, prompt: str | Sequence[int], answer: int) -> Int32:
@@ -199,11 +203,11 @@ class Composer:
         options: GenerateOptions,
         answer: int,
         stop_tokens: tuple[int, ...],
-        began: float,
+        spent: float = 0.0,
     ) -> list[Job]:
-        """One job for each of the samples; their seeds follow each other. began: when the caller asked."""
+        """One job for each of the samples; their seeds follow each other. spent: seconds that are over already."""
         first = secrets.randbits(32) if options.seed is None else int(options.seed)
-        controls = self._controls(options, answer, stop_tokens, began)
+        controls = self._controls(options, answer, stop_tokens, spent)
         seeds = [(first + sample) % 2**64 for sample in range(options.samples or 1)]
         jobs = [self._job(canvas, options, answer, stop_tokens, controls, seed) for seed in seeds]
         room = jobs[0].decoder.room(canvas) + controls.ahead

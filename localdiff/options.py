@@ -111,7 +111,7 @@ class GenerateOptions:
         "what guidance leads away from (default: no prompt)", form=wishes.prompt
     )
     alternatives: int | None = _option("report as many of the likeliest tokens for each token", range=(0, 64))
-    deadline: float | None = _option("seconds until the text is full, as good as they allow", range=(0, 1e9))
+    deadline: float | None = _option("seconds in which the text is full, as good as they allow", range=(0, 1e9))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

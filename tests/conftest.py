@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: where the data is, and tiny checkpoints made on the spot."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,14 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no data folder at {path}; set LOCALDIFF_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running server with the models serving.STORIES and serving.CHATTY."""
+    from serving import CHATTY, STORIES, Server, write_chatty
+
+    chatty = write_chatty(tmp_path_factory.mktemp("served"))
+    stories = ROOT / "localdiff" / "models" / f"{STORIES}.gguf"
+    with Server(str(stories), "--model", f"{CHATTY}={chatty}", "--queue", "40") as running:
+        yield running.url

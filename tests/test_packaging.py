@@ -143,6 +143,12 @@ def test_convert_works_in_a_plain_install(clean: Path, tmp_path: Path) -> None:
     assert (done.returncode, out.is_file()) == (0, True), done.stderr
 
 
+def test_serve_says_what_to_install(clean: Path, tmp_path: Path) -> None:
+    done = run_clean(clean, "serve", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"localdiff: the server needs .+ pip install 'localdiff\[serve\]'\n", done.stderr)
+
+
 def test_adapt_says_what_to_install(clean: Path, tmp_path: Path) -> None:
     done = run_clean(clean, "adapt", "x", "-o", "out", "--data", "a.txt", "--mask-id", "1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

@@ -85,7 +85,7 @@ def _is(test: Callable[[], bool]) -> bool:
         return False
 
 
-def load(model: str | None, values: dict[str, Any]) -> Model:
+def load(model: str | None, values: dict[str, Any], access: str = "map") -> Model:
     from ..model import load as load_model
 
     loaded = load_model(
@@ -96,6 +96,7 @@ def load(model: str | None, values: dict[str, Any]) -> Model:
         math=values["math"],
         diffusion=values["diffusion"],
         lora=values["lora"],
+        access=access,
     )
     for notice in loaded.notices:
         print(f"localdiff: {notice}", file=sys.stderr)

@@ -9,7 +9,6 @@ written in one step do not know of each other. Not here: which options go togeth
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,7 +30,7 @@ class Controls:
     unpenalised         int32 tokens that it leaves alone: those that end or fill a text
     bias_tokens, bias   int32, float32 [n]: added to the logits
     alternatives        how many of the likeliest tokens are reported for each token
-    until               when the text has to be full, on the clock of deadline.Pace
+    deadline            seconds; None = as long as it takes
     """
 
     guidance: float = 0.0
@@ -42,7 +41,7 @@ class Controls:
     bias_tokens: Int32 = field(default_factory=lambda: NO_TOKENS)
     bias: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
     alternatives: int = 0
-    until: float = math.inf
+    deadline: float | None = None
 
     @property
     def ahead(self) -> int:

@@ -2,15 +2,14 @@
 
 A canvas is a complete draft at every step, so whenever time runs out one last pass can write every position that is
 still masked. A pass is the last one when two more would be too late, going by the slowest of the last few; so a
-deadline is kept to within about one forward pass (the first one has no measure). Until then each step writes at least
-its share of the masks, the surest ones first, so that few are left for the last pass; decoders that take tokens back
-keep their own pace. Not here: what the last pass asks (loop.py).
+deadline is kept to within about one forward pass, and one that is shorter than two passes takes two. Until then each
+step writes at least its share of the masks, the surest ones first, so that few are left for the last pass; decoders
+that take tokens back keep their own pace. Not here: what the last pass asks (loop.py).
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -41,13 +40,9 @@ class Pace:
     def end_pass(self) -> None:
         self._took.append(self.clock() - self._began)
 
-    def is_last(self, until: float) -> bool:
-        """Whether the coming pass is the last one of a text that has to be full when the clock is at `until`."""
-        return self.clock() + 2 * max(self._took, default=0.0) > until
-
     def passes_left(self, until: float) -> float:
-        """How many passes like the last few end before the clock is at `until`; infinite before the first."""
-        return (until - self.clock()) / max(statistics.median(self._took), 1e-9) if self._took else math.inf
+        """How many passes end before the clock is at `until`; infinite before the first pass has been seen."""
+        return (until - self.clock()) / max(*self._took, 1e-9) if self._took else math.inf
 
 
 def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Move:

@@ -86,12 +86,13 @@ class Step:
 
 @dataclass
 class _Running:
-    """A job, its canvas, the slot of the companion that guides it, the steps it has taken, and what its decoder's last
-    Move handed on."""
+    """A job, its canvas, the slot of the companion that guides it, when its time is up, the steps it has taken, what
+    its decoder's last Move handed on."""
 
     job: Job
     canvas: Canvas
     beside: int | None
+    until: float
     steps: int = 0
     memory: Any = None
 
@@ -140,7 +141,9 @@ class Denoiser:
             self._forward.begin(slot, job.cache)
             if job.controls.guidance and beside is not None:
                 self._forward.begin(beside, job.cache)
-            self._running[slot] = _Running(job, canvas, beside)
+            deadline = job.controls.deadline
+            until = math.inf if deadline is None else self._pace.clock() + deadline
+            self._running[slot] = _Running(job, canvas, beside, until)
 
     def remove(self, slot: int) -> None:
         """Let go of a canvas, finished or not."""
@@ -167,8 +170,8 @@ class Denoiser:
         taking = [(slot, self._running[slot]) for slot in (self.live if slots is None else slots)]
         if not taking:
             return
-        left = {slot: self._pace.passes_left(each.job.controls.until) for slot, each in taking}
-        last = {slot for slot, each in taking if self._pace.is_last(each.job.controls.until)}
+        left = {slot: self._pace.passes_left(each.until) for slot, each in taking}
+        last = {slot for slot in left if left[slot] < 2}
         looks = [_look(each, slot in last) for slot, each in taking]
         requests = [_request(each, slot, look) for (slot, each), look in zip(taking, looks, strict=True)]
         self._pace.begin_pass()

@@ -1,0 +1,456 @@
+"""The server over HTTP: what it answers, streams, refuses and lets in, against the Python API and the trust rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from serving import CHATTY, ROOT, STORIES, Server
+from starlette.types import ASGIApp
+
+import localdiff
+from localdiff.cli import main
+from localdiff.model import Model
+from localdiff.serve.app import make_app
+from localdiff.serve.guard import Rules, loopback_hosts
+from localdiff.serve.hub import Hub
+from localdiff.serve.scheduler import Limits
+
+KEY = "a key of some length"
+
+
+@pytest.fixture(scope="module")
+def stories() -> Iterator[Model]:
+    with localdiff.load(threads=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def client(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, timeout=60) as made:
+        yield made
+
+
+def post(client: httpx.Client, path: str, **body: Any) -> Any:
+    answer = client.post(path, json={"model": STORIES, **body})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def events(client: httpx.Client, path: str, **body: Any) -> list[tuple[str, Any]]:
+    """(event, data) of a stream; the data are JSON but for [DONE]."""
+    found = []
+    with client.stream("POST", path, json={"model": STORIES, "stream": True, **body}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for block in "".join(answer.iter_text()).replace("\r\n", "\n").split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if fields:
+                data = fields["data"]
+                found.append((fields.get("event", ""), data if data == "[DONE]" else json.loads(data)))
+    return found
+
+
+# ---- answers ----
+
+
+def test_a_completion_is_what_python_gives(client: httpx.Client, stories: Model) -> None:
+    asked = {"steps": 12, "seed": 3, "temperature": 0.8, "top_k": 20}
+    out = stories.generate("Once upon a time", max_new_tokens=24, **asked)
+    answer = post(client, "/v1/completions", prompt="Once upon a time", max_tokens=24, **asked)
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["index"]) == (out.text, out.stop_reason, 0)
+    made = len(out.tokens)
+    assert answer["usage"] == {
+        "prompt_tokens": out.prompt_tokens, "completion_tokens": made, "total_tokens": out.prompt_tokens + made,
+    }  # fmt: skip
+    assert answer["timings"]["nfe"] == out.nfe
+    assert choice["timings"]["decoder"] == out.decoder
+    assert choice["timings"]["seed"] == 3
+    assert (answer["object"], answer["model"]) == ("text_completion", STORIES)
+
+
+def test_many_prompts_are_many_choices(client: httpx.Client, stories: Model) -> None:
+    prompts = ["The cat", "The dog", "A bird"]
+    answer = post(client, "/v1/completions", prompt=prompts, max_tokens=9, seed=1, steps=4)
+    outs = stories.generate(prompts, max_new_tokens=9, seed=1, steps=4)
+    assert [choice["text"] for choice in answer["choices"]] == [out.text for out in outs]
+    ids = [stories.tokenize(prompt) for prompt in prompts]
+    assert post(client, "/v1/completions", prompt=ids, max_tokens=9, seed=1, steps=4)["choices"][2]["text"] == (
+        outs[2].text
+    )
+
+
+@pytest.mark.parametrize("decoder", ["llada", "topk", "rdm", "threshold"])
+def test_a_stream_adds_up_to_the_text(client: httpx.Client, stories: Model, decoder: str) -> None:
+    out = stories.generate("One day", max_new_tokens=40, seed=5, decoder=decoder)
+    body = {"prompt": "One day", "max_tokens": 40, "seed": 5, "decoder": decoder, "alternatives": 2}
+    found = events(client, "/v1/completions", **body, stream_options={"canvas": True, "include_usage": True})
+    assert found[-1] == ("", "[DONE]")
+    chunks = [data for event, data in found[:-1] if not event]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"]) == out.text
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + [
+        out.stop_reason
+    ]
+    assert chunks[-1]["usage"]["completion_tokens"] == len(out.tokens)
+    canvases = [data for event, data in found if event == "canvas"]
+    assert [each["step"] for each in canvases] == list(range(1, out.nfe + 1))
+    cells = canvases[-1]["cells"]
+    assert "".join(cell[1] for cell in cells) == out.text
+    assert {cell[0] for cell in cells} <= {"fresh", "settled"}
+    assert all(0 <= cell[2] <= 1 for cell in cells if cell[2] is not None)
+    assert {len(cell[3]) for cell in cells} == {2}
+    plain = events(client, "/v1/completions", **body)
+    assert not [event for event, _ in plain if event]
+
+
+def test_a_stream_of_many_texts_keeps_them_apart(client: httpx.Client, stories: Model) -> None:
+    prompts = ["The cat", "The dog"]
+    found = events(client, "/v1/completions", prompt=prompts, max_tokens=12, seed=1)
+    texts = ["", ""]
+    for _, data in found[:-1]:
+        for choice in data["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert texts == [out.text for out in stories.generate(prompts, max_new_tokens=12, seed=1)]
+
+
+def test_token_controls_reach_the_engine(client: httpx.Client, stories: Model) -> None:
+    controls = {"stop": "."}
+    biases = {stories.tokenize("Once upon")[0]: 5.0}
+    outs = stories.generate(
+        "The cat", max_new_tokens=20, seed=7, samples=3, alternatives=3, logit_bias=biases, guidance=0.5, **controls
+    )
+    body = {"prompt": "The cat", "max_tokens": 20, "seed": 7, "n": 3, "logprobs": 3, "guidance": 0.5, **controls,
+            "logit_bias": {str(token): bias for token, bias in biases.items()}}  # fmt: skip
+    answer = post(client, "/v1/completions", **body)
+    assert [choice["text"] for choice in answer["choices"]] == [out.text for out in outs]
+    for choice, out in zip(answer["choices"], outs, strict=True):
+        logs = choice["logprobs"]
+        assert logs["tokens"] == [detail.text for detail in out.token_details]
+        assert all(log <= 0 for log in logs["token_logprobs"])
+        assert "".join(logs["tokens"]).startswith(out.text)
+    texts = ["", "", ""]
+    for _, data in events(client, "/v1/completions", **body)[:-1]:
+        for choice in data["choices"]:
+            texts[choice["index"]] += choice["text"]
+            assert (choice["logprobs"] is None) == (choice["finish_reason"] is None)
+    assert texts == [out.text for out in outs]
+
+
+def test_chat_goes_through_the_template(client: httpx.Client) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+    ]
+    body = {"model": CHATTY, "messages": messages, "max_completion_tokens": 6, "seed": 1}
+    answer = post(client, "/v1/chat/completions", **body)
+    message = answer["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    found = events(client, "/v1/chat/completions", **body)
+    deltas = [data["choices"][0]["delta"] for _, data in found[:-1]]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("content", "") for delta in deltas) == message["content"]
+
+
+def test_infill_by_text_parts_and_suffix(client: httpx.Client, stories: Model) -> None:
+    parts = ["Once upon a ", localdiff.Hole(3), " the cat and ", localdiff.Hole(), "."]
+    out = stories.infill(parts, seed=4)
+    body = {"text": "Once upon a [[3]] the cat and [[]].", "seed": 4}
+    answer = post(client, "/v1/infill", **body)
+    assert (answer["text"], answer["holes"]) == (out.text, out.holes)
+    in_parts = ["Once upon a ", {"hole": 3}, " the cat and ", {"hole": None}, "."]
+    assert post(client, "/v1/infill", parts=in_parts, seed=4)["text"] == out.text
+    found = events(client, "/v1/infill", **body, stream_options={"canvas": True})
+    assert "".join(data["text"] for event, data in found[:-1] if not event) == out.text
+    assert found[-2][1]["holes"] == out.holes
+    suffixed = post(client, "/v1/completions", prompt="Once upon a ", suffix=" the cat.", max_tokens=3, seed=4)
+    assert (
+        suffixed["choices"][0]["text"]
+        == stories.infill(["Once upon a ", localdiff.Hole(3), " the cat."], seed=4).holes[0]
+    )
+
+
+def test_tokens_and_back(client: httpx.Client, stories: Model) -> None:
+    tokens = post(client, "/tokenize", content="The cat sat. <|endoftext|>")["tokens"]
+    assert tokens == stories.tokenize("The cat sat. <|endoftext|>")
+    assert post(client, "/detokenize", tokens=tokens)["content"] == stories.detokenize(tokens)
+
+
+def test_ollama_shapes(client: httpx.Client, stories: Model) -> None:
+    out = stories.generate("Once", max_new_tokens=12, seed=2, steps=6)
+    options = {"num_predict": 12, "seed": 2, "steps": 6, "num_ctx": 2048}
+    asked = {"prompt": "Once", "options": options, "model": f"{STORIES}:latest"}
+    answer = post(client, "/api/generate", **asked, stream=False)
+    assert (answer["response"], answer["done"], answer["eval_count"]) == (out.text, True, len(out.tokens))
+    lines = client.post("/api/generate", json=asked).text.splitlines()
+    pieces = [json.loads(line) for line in lines]
+    assert "".join(piece["response"] for piece in pieces) == out.text
+    assert [piece["done"] for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    names = [model["name"] for model in client.get("/api/tags").json()["models"]]
+    assert names == [STORIES, CHATTY]
+    shown = post(client, "/api/show", model=CHATTY)
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert str(ROOT) not in json.dumps(shown)
+    refused = client.post("/api/generate", json={**asked, "options": {"mirostat": 2}})
+    assert (refused.status_code, refused.json()) == (400, {"error": "mirostat is not offered here; leave it out"})
+
+
+def test_models_health_and_metrics(client: httpx.Client) -> None:
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [STORIES, CHATTY]
+    assert client.get(f"/v1/models/{CHATTY}").json()["chat"] is True
+    health = client.get("/health").json()
+    assert (health["status"], health["models"][0]) == ("ok", {"id": STORIES, "live": 0, "waiting": 0})
+    metrics = client.get("/metrics").text
+    assert re.search(r'localdiff_tokens_total\{model="localdiff-stories"\} [1-9]', metrics)
+    assert 'localdiff_requests_total{path="/v1/completions",status="200"}' in metrics
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "x", "echo": True}, "echo"),
+        ("/v1/completions", {"prompt": "x", "stepz": 3}, "stepz"),
+        ("/v1/completions", {"prompt": "x", "frequency_penalty": 0.5}, "frequency_penalty"),
+        ("/v1/completions", {"prompt": "x", "temperature": -1}, "temperature"),
+        ("/v1/completions", {"prompt": "x", "temperature": 1e999}, "temperature"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, "max_new_tokens"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": "8"}, "max_tokens"),
+        ("/v1/completions", {"prompt": "x", "seed": 2**64}, "seed"),
+        ("/v1/completions", {"prompt": "x", "decoder": "none"}, "decoder"),
+        ("/v1/completions", {"prompt": ["x"] * 65, "max_tokens": 1}, "prompt"),
+        ("/v1/completions", {"prompt": 3}, "prompt"),
+        ("/v1/completions", {"prompt": ["x", "y"], "n": 33}, "prompt"),
+        ("/v1/completions", {"prompt": "x", "n": 65}, "n"),
+        ("/v1/completions", {"prompt": "x", "n": 0}, "n"),
+        ("/v1/completions", {"prompt": "x", "stop": [""]}, None),
+        ("/v1/completions", {"prompt": "x", "logit_bias": {"99999999": 1}}, None),
+        ("/v1/completions", {"prompt": "x", "samples": 2}, "samples"),
+        ("/v1/completions", {}, "prompt"),
+        ("/v1/completions", {"prompt": [10**9], "max_tokens": 4}, None),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 10**9}, None),
+        ("/v1/completions", {"prompt": "\ud800", "max_tokens": 4}, None),
+        ("/v1/completions", {"prompt": "x", "stream_options": {"canvas": True}}, "stream_options"),
+        ("/v1/completions", {"prompt": "x", "stream": True, "stream_options": {"canvass": True}}, "stream_options"),
+        ("/v1/completions", {"prompt": "x", "report_drift": True}, "report_drift"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        ("/v1/chat/completions", {"messages": []}, "messages"),
+        ("/v1/chat/completions", {"model": CHATTY, "messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ("/v1/chat/completions", {"model": CHATTY, "messages": [{"role": "user", "content": "x"}],
+                                  "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ("/v1/infill", {"text": "no hole"}, None),
+        ("/v1/infill", {"text": "a [[2]]", "parts": ["a"]}, "text"),
+        ("/v1/infill", {"parts": [{"hole": 0}]}, "parts"),
+        ("/v1/infill", {"text": "a [[999999999]]"}, None),
+        ("/tokenize", {"content": 3}, "content"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_refused_by_name(client: httpx.Client, path: str, body: Any, param: Any) -> None:
+    content = json.dumps({"model": STORIES, **body})
+    answer = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert "/" not in error["message"].replace("localdiff-stories", "")
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", "/v1/completions", b"{", 400),
+        ("POST", "/v1/completions", b"[" * 100_000, 400),
+        ("POST", "/v1/completions", b'{"prompt": "x", "temperature": NaN, "max_tokens": 4}', 400),
+        ("POST", "/v1/completions", b"\xff\xfe", 400),
+        ("POST", "/v1/completions", b'{"prompt": "' + b"x" * (1 << 20) + b'"}', 413),
+        ("GET", "/v1/completions", b"", 405),
+        ("GET", "/nowhere", b"", 404),
+        ("GET", "/static/../app.py", b"", 404),
+        ("GET", "/static/%2e%2e/app.py", b"", 404),
+        ("POST", "/v1/completions", b'{"model": "other", "prompt": "x"}', 404),
+        ("POST", "/api/generate", b'{"model": "other", "prompt": "x"}', 404),
+    ],
+)
+def test_what_is_no_request_is_refused(
+    client: httpx.Client, method: str, path: str, content: bytes, status: int
+) -> None:
+    answer = client.request(method, path, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    message = error if path.startswith("/api/") else error["message"]
+    assert str(ROOT) not in message
+    assert len(message) < 300
+
+
+def test_a_client_that_leaves_is_forgotten(client: httpx.Client) -> None:
+    body = {"model": STORIES, "prompt": "Once", "max_tokens": 240, "steps": 240, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        reading = answer.iter_text()  # given up, it would hang up
+        next(reading)
+        assert client.get("/health").json()["models"][0]["live"] == 1
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json={**body, "stream": False}, timeout=0.2)
+    until = time.monotonic() + 20
+    while client.get("/health").json()["models"][0]["live"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert re.search(r'localdiff_texts_total\{.*"cancelled"\} 2', client.get("/metrics").text)
+
+
+def test_a_full_queue_is_429(client: httpx.Client) -> None:
+    body = {"model": STORIES, "prompt": ["x"] * 60, "max_tokens": 240, "steps": 240, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        reading = answer.iter_text()  # given up, it would hang up
+        next(reading)
+        refused = client.post("/v1/completions", json=body)
+        assert refused.status_code == 429, refused.text
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+
+
+# ---- who is let in ----
+
+
+@pytest.fixture(scope="module")
+def hub(stories: Model) -> Iterator[Hub]:
+    made = Hub([(STORIES, stories)], Limits(2, 2, 60, 1 << 30))
+    yield made
+    made.close()
+
+
+def ask(app: ASGIApp, method: str, path: str, headers: list[tuple[str, str]]) -> int:
+    """The status of a request with exactly these headers."""
+    status: list[int] = []
+
+    async def run() -> None:
+        sent = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+            "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http", "headers": sent,
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8080),
+        }  # fmt: skip
+
+        received = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+        async def receive() -> Any:
+            return next(received, {"type": "http.disconnect"})
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                status.append(message["status"])
+
+        await app(scope, receive, send)
+
+    anyio.run(run)
+    return status[0]
+
+
+ROUTES = [
+    ("GET", "/"), ("GET", "/health"), ("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/v1/models/x"),
+    ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/v1/infill"), ("POST", "/tokenize"),
+    ("POST", "/detokenize"), ("POST", "/api/generate"), ("POST", "/api/chat"), ("GET", "/api/tags"),
+    ("POST", "/api/show"), ("GET", "/api/ps"), ("GET", "/api/version"), ("GET", "/static/index.html"),
+    ("GET", "/openapi.json"), ("OPTIONS", "/v1/completions"), ("GET", "/nowhere"),
+]  # fmt: skip
+GOOD_HOSTS = ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "LocalHost:8080", "my.box:9"]
+BAD_HOSTS = [
+    "", "localhost", "127.0.0.1", "localhost:8081", "localhost:80800", "evil.example", "evil.example:8080",
+    "localhost.evil.example:8080", "127.0.0.1.evil.example:8080", "localhost.:8080", "localhost:8080.", "0.0.0.0:8080",
+    "127.0.0.2:8080", "127.1:8080", "2130706433:8080", "[::]:8080", "[::ffff:127.0.0.1]:8080", "::1:8080",
+    "user@localhost:8080", "localhost:8080@evil.example", "localhost :8080", "localhost:8080/", "http://localhost:8080",
+    "localhost:8080,evil.example", "local\u00f6st:8080",
+]  # fmt: skip
+BAD_ORIGINS = [
+    "null", "http://evil.example", "http://localhost", "http://localhost:3000", "http://127.0.0.1:8080",
+    "https://localhost", "http://localhost:8080.evil.example", "http://localhost:8080@evil.example",
+    "http://sub.localhost:8080", "file://", "ws://localhost:8080", "localhost:8080", "",
+    "http://localhost:8080 http://evil.example", "http://evil.example:8080",
+]  # fmt: skip
+
+
+def test_only_this_machines_names_and_pages_come_in(hub: Hub) -> None:
+    """40 variants of Host and Origin on every route: 403 for all but the list."""
+    app = make_app(hub, Rules(loopback_hosts(8080, ["my.box:9"]), None, 1 << 20))
+    for method, path in ROUTES:
+        for host in GOOD_HOSTS:
+            assert ask(app, method, path, [("Host", host)]) != 403, (path, host)
+            assert ask(app, method, path, [("Host", host), ("Origin", f"http://{host}")]) != 403
+        for host in BAD_HOSTS:
+            assert ask(app, method, path, [("Host", host)]) == 403, (path, host)
+        for origin in BAD_ORIGINS:
+            headers = [("Host", "localhost:8080"), ("Origin", origin)]
+            assert ask(app, method, path, headers) == 403, (path, origin)
+        assert ask(app, method, path, []) == 403
+        assert ask(app, method, path, [("Host", "localhost:8080")] * 2) == 403
+
+
+def test_a_key_is_wanted_on_all_but_the_page_and_health(hub: Hub) -> None:
+    app = make_app(hub, Rules(None, KEY, 1 << 20))
+    for method, path in ROUTES:
+        for given, right in (
+            (None, False), (f"Bearer {KEY}", True), (f"bearer  {KEY}", True), (f"Bearer {KEY}x", False),
+            ("Bearer ", False), (f"Basic {KEY}", False), (KEY, False), ("Bearer k\u00e9y", False),
+        ):  # fmt: skip
+            headers = [("Host", "anything")] + ([] if given is None else [("Authorization", given)])
+            free = path in ("/", "/health") or path.startswith("/static/")
+            assert (ask(app, method, path, headers) == 401) == (not right and not free), (path, given)
+        assert ask(app, method, path, [("Host", "a"), ("Origin", "http://b")]) == 403
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "which needs a key"),
+        (["--host", "::"], "which needs a key"),
+        (["--host", "example.org"], "which needs a key"),
+        (["--host", "0.0.0.0", "--api-key", "short"], "at least 8"),
+        (["--port", "99999"], "port is 99999"),
+        (["--model", "nameless.gguf"], "expected NAME=FILE.gguf"),
+        (["--timeout", "0"], "timeout is 0"),
+    ],
+)
+def test_what_would_be_unsafe_does_not_start(arguments: list[str], said: str, capsys: Any) -> None:
+    assert main(["serve", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_taken_port_is_one_sentence(server: str, capsys: Any) -> None:
+    assert main(["serve", "--port", server.rpartition(":")[2]]) == 2
+    assert re.fullmatch(r"localdiff: 127\.0\.0\.1:\d+ cannot be listened on \(.+\); give .+\n", capsys.readouterr().err)
+
+
+def test_an_ordinary_model_is_not_served(tmp_path: Path, capsys: Any) -> None:
+    from tiny_gguf import write_tiny
+
+    assert main(["serve", str(write_tiny(tmp_path / "plain.gguf", record=False))]) == 2
+    assert "plain has no diffusion record" in capsys.readouterr().err
+
+
+def test_a_stopped_server_finishes_what_runs(tmp_path: Path) -> None:
+    with Server(LOCALDIFF_API_KEY=KEY) as running:
+        head = {"Authorization": f"Bearer {KEY}"}
+        assert httpx.get(f"{running.url}/v1/models").status_code == 401
+        answers: list[httpx.Response] = []
+        body = {"prompt": "Once upon a time", "max_tokens": 200, "steps": 200, "seed": 1}
+        asking = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{running.url}/v1/completions", json=body, headers=head, timeout=60)
+            )
+        )
+        asking.start()
+        while not httpx.get(f"{running.url}/health").json()["models"][0]["live"]:
+            time.sleep(0.01)
+        assert running.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+        asking.join()
+        assert answers[0].status_code == 200
+        assert answers[0].json()["choices"][0]["text"]
