@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from localdiff.quantize.imatrix import Sums, read_imatrix, write_imatrix
 from localdiff.quantize.mixtures import MIXTURES
 
 T = gguf.GGMLQuantizationType
@@ -164,6 +165,47 @@ def smollm2_samples(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         importance = np.exp(1.5 * random.standard_normal(512)).astype(np.float32)
         parts[name] = (np.ascontiguousarray(values[:128, :512], np.float32), importance)
     return parts
+
+
+# ---- a whole model with an importance matrix ----
+
+WEIGHTED_CASE = ModelCase(kv_heads=4)
+WEIGHTED_MIXTURES = ("q4_0", "q4_k_m", "q2_k", "iq4_xs")
+DATASET, CHUNKS, CHUNK_LENGTH = "texts.txt", 7, 32
+
+
+def write_weighted_case(model: Path, imatrix: Path) -> None:
+    """The case as f32, and the matrix that `imatrix` would write, of random inputs; the same wherever they are made."""
+    random = np.random.Generator(np.random.PCG64(22))
+    writer = gguf.GGUFWriter(model, WEIGHTED_CASE.arch)
+    for key, value in WEIGHTED_CASE.metadata.items():
+        if key != "general.architecture":
+            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    sums = {}
+    for name, shape in WEIGHTED_CASE.shapes.items():
+        writer.add_tensor(name, (random.standard_t(4, shape) * 0.03).astype(np.float32))
+        if len(shape) > 1 and not name.startswith("token_embd"):
+            squares = np.exp(1.5 * random.standard_normal((1, shape[1]))) * CHUNKS * CHUNK_LENGTH
+            sums[name] = Sums(squares, np.array([CHUNKS * CHUNK_LENGTH], np.uint64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    write_imatrix(imatrix, WEIGHTED_CASE.arch, sums, [DATASET], CHUNKS, CHUNK_LENGTH)
+
+
+def weighted_result(model: Path, imatrix: Path, out: Path) -> tuple[dict[str, str], float]:
+    """Type by tensor of a quantised file, and the root of its mean squared error, weighted by importance."""
+    importance = read_imatrix(imatrix).entries
+    before = {tensor.name: tensor for tensor in gguf.GGUFReader(model).tensors}
+    types, squares, count = {}, 0.0, 0
+    for tensor in gguf.GGUFReader(out).tensors:
+        types[tensor.name] = tensor.tensor_type.name
+        if tensor.name in importance:
+            decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            squares += float((np.square(decoded - before[tensor.name].data) * importance[tensor.name]).sum())
+            count += decoded.size
+    return types, float(np.sqrt(squares / count))
 
 
 def errors(blocks: np.ndarray, kind: T, values: np.ndarray, importance: np.ndarray) -> tuple[float, float]:

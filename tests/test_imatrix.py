@@ -1,7 +1,5 @@
 """`imatrix`: what matrices read, against the float64 reference; its noise; the file, its readers, refusals."""
 
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -307,18 +305,6 @@ def test_quantize_reads_what_imatrix_wrote(
     pairs = zip(gguf.GGUFReader(out).tensors, gguf.GGUFReader(plain).tensors, strict=True)
     changed = {a.name for a, b in pairs if a.data.tobytes() != b.data.tobytes()}
     assert "blk.1.ffn_down.weight" in changed
-
-
-def test_llama_cpp_reads_what_imatrix_wrote(tiny: Path, texts: list[Path], tmp_path: Path) -> None:
-    program = shutil.which("llama-quantize")
-    if program is None:
-        pytest.skip("llama.cpp's llama-quantize is not on PATH")
-    im = tmp_path / "im.gguf"
-    gather_imatrix(tiny, im, data=texts, chunks=3)
-    command = [program, "--imatrix", im, tiny, tmp_path / "out.gguf", "q4_0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "imatrix" in done.stderr + done.stdout
 
 
 def test_what_cannot_be_gathered_is_refused(tiny: Path, texts: list[Path], tmp_path: Path) -> None:

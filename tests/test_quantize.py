@@ -12,11 +12,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantize_cases import CASES, ENCODED, MIXTURE_NAMES, ModelCase, compact, errors, samples, smollm2_samples
+from quantize_cases import (
+    CASES,
+    CHUNK_LENGTH,
+    CHUNKS,
+    DATASET,
+    ENCODED,
+    MIXTURE_NAMES,
+    WEIGHTED_CASE,
+    WEIGHTED_MIXTURES,
+    ModelCase,
+    compact,
+    errors,
+    samples,
+    smollm2_samples,
+    weighted_result,
+    write_weighted_case,
+)
 from real_models import smollm2_file
 
 from localdiff import engine
 from localdiff.errors import ModelFileError, OptionError
+from localdiff.quantize import quantize
 from localdiff.quantize.encoding import encode, stored_bytes
 from localdiff.quantize.mixtures import MIXTURES, Candidate, choose_types, facts_of, find_mixture, substitutes
 
@@ -102,6 +119,21 @@ def test_importance_buys_what_it_is_given_for(kind: T) -> None:
     without = errors(encode("x", values, kind), kind, values, importance)
     assert with_it[1] < without[1]
     assert with_it[0] > without[0]
+
+
+def test_llama_cpp_takes_an_importance_matrix_of_ours(tmp_path: Path) -> None:
+    """The file was read by ggml's reader, its entries handed to llama.cpp's quantiser; ours does as well or better."""
+    recorded = GOLDENS["imatrix"]
+    weighted = sum(len(shape) > 1 for shape in WEIGHTED_CASE.shapes.values()) - 1  # the embedding has no entry
+    stated = {"type": "imatrix", "dataset": DATASET, "chunks": CHUNKS, "length": CHUNK_LENGTH, "entries": weighted}
+    assert recorded["read"] == stated | {f"{mixture} without": 1 for mixture in WEIGHTED_MIXTURES}
+    model, matrix, out = tmp_path / "model.gguf", tmp_path / "im.gguf", tmp_path / "out.gguf"
+    write_weighted_case(model, matrix)
+    for mixture in WEIGHTED_MIXTURES:
+        quantize(model, out, type=mixture, imatrix=matrix)
+        types, error = weighted_result(model, matrix, out)
+        assert compact(types, mixture) == recorded[mixture]["types"]
+        assert error <= recorded[mixture]["rmse"]
 
 
 # ---- the engine's function ----

@@ -43,8 +43,10 @@ FAMILIES: dict[str, Family] = {model_type: family for family in _FAMILIES for mo
 _BY_CLASS = {name: family for family in _FAMILIES for name in family.architectures}
 _REFUSED = {
     "albert": "its layers share one set of weights and its embedding is factorised, which GGUF has no architecture for",
-    "diffusion_gemma": "its canvas starts from random tokens instead of masks, its layers are scaled differently for "
-    "prompt and canvas, and each step feeds back the probabilities of the one before; the engine has none of these",
+    "diffusion_gemma": "the engine lacks canvases that start from random tokens instead of masks, the probabilities of "
+    "the last step as input of the next, a scale of each layer that differs between prompt and canvas, layers of two "
+    "head sizes, values that are the normed keys, a dense feed-forward beside the experts with norms of their own, "
+    "scaled embeddings and capped logits",
 }
 
 
