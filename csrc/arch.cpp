@@ -102,6 +102,23 @@ const ArchRow& find_row(std::string_view name) {
               "architecture '" + std::string(name) + "' is not supported; supported: " + known_architectures());
 }
 
+// Files that hold something else than a model, and what they are for.
+constexpr struct {
+  const char *type, *use;
+} kOtherFiles[] = {
+    {"adapter", "give it beside the model that it changes (--lora)"},
+    {"imatrix", "it is for quantising (--imatrix)"},
+    {"mmproj", "name the file of the language model beside it"},
+};
+
+void refuse_other_files(const Gguf& file) {
+  const Metadata* found = file.find("general.type");
+  if (found == nullptr || found->type != ValueType::string) return;
+  for (const auto& [type, use] : kOtherFiles)
+    if (file.string("general.type") == type)
+      throw Error(LD_FILE, text("general.type is '%s', expected 'model'; %s", type, use));
+}
+
 // The keys of one architecture, with ranges.
 class Keys {
  public:
@@ -204,6 +221,7 @@ void read_experts(const Gguf& file, const Keys& keys, const ArchRow& row, ModelC
 }  // namespace
 
 ModelConfig read_config(const Gguf& file) {
+  refuse_other_files(file);
   const ArchRow& row = find_row(file.string("general.architecture"));
   ModelConfig config{};
   config.arch = row.name;

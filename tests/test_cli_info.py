@@ -72,6 +72,7 @@ def test_a_plain_model_and_a_wrong_override(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny.gguf", record=False)
     assert facts(path)["diffusion"] is None
     assert lines(path)["family"] == "no known diffusion model"
+    assert lines(path, "--diffusion", "mask=262,shift=0")["family"] == "no known diffusion model"
     done = info(path, "--diffusion", "nonsense")
     assert done.returncode in (1, 2)
     assert "'nonsense' is not a preset" in done.stderr

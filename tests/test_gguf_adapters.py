@@ -190,7 +190,7 @@ def test_names_and_scales(base: tuple[Path, Any], tmp_path: Path) -> None:
         localdiff.load(model, lora=f"{path}=nan")
     with pytest.raises(ModelFileError, match="cannot be opened"):
         localdiff.load(model, lora=tmp_path / "absent.gguf")
-    with pytest.raises(ModelFileError, match="general.architecture|missing|does not"):
+    with pytest.raises(ModelFileError, match="general.type is 'adapter', expected 'model'; give it beside the model"):
         localdiff.load(path)
 
 

@@ -217,9 +217,10 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "file", _plain(f"{facts['path']}, {facts['file_bytes']:,} bytes")
-    yield "name", _plain(str(facts["name"]))
+    yield "name", _plain(str(facts["name"] or "none"))
     yield "architecture", _plain(str(facts["arch"]))
-    unnamed = "no known diffusion model" if facts["diffusion"] is None else "a diffusion model by its own record"
+    own = "the file" in facts.get("sources", ())
+    unnamed = "a diffusion model by its own record" if own else "no known diffusion model"
     yield "family", facts["family"] or unnamed
     tokenizer = facts["tokenizer"]
     if tokenizer is None:
