@@ -120,10 +120,11 @@ class GenerateOptions:
             if form is not None and value is not None:
                 object.__setattr__(self, field.name, form(field.name, value))
             elif value is not None or field.default is not None:
-                _check(field, value)
+                check_value(field, value)
 
 
-def _check(field: dataclasses.Field[Any], value: object) -> None:
+def check_value(field: dataclasses.Field[Any], value: object) -> None:
+    """Raise OptionError unless a value is what the metadata of its field ask for."""
     choices, bounds = field.metadata["choices"], field.metadata["range"]
     if choices is not None:
         if value not in choices:

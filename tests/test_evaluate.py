@@ -413,6 +413,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     head, *_, last = printed.splitlines()
     assert head.startswith("nll of tiny: bound")
     shown = json.loads(last)
+    assert {"task": "nll", "limit": 3, "context": 1, "draws": 8}.items() <= shown["settings"].items()
+    assert not {"texts", "shots", "judge"} & shown["settings"].keys()
     assert shown["rows"][0]["sequences"] == 3
     assert "records" not in shown
     assert len(json.loads(out.read_text())["records"]) == 3

@@ -84,9 +84,9 @@ def test_refusals(model: Path) -> None:
 
     with pytest.raises(OptionError, match="unknown name 'colour'"):
         LocaldiffLM(str(model), colour=1)
-    with pytest.raises(OptionError, match="device is 'cuda'"):
-        LocaldiffLM(str(model), device="cuda")
-    lm = LocaldiffLM(str(model), greedy=False)
+    with pytest.raises(OptionError, match="attention is 'full'"):
+        LocaldiffLM(str(model), attention="full")
+    lm = LocaldiffLM(str(model), greedy=False, device="cuda:0", batch_size=8)  # as the harness has it by default
     with pytest.raises(OptionError, match="request 0 has a continuation of 0 characters"):
         lm.loglikelihood([Asked("a", "")])
     assert lm.loglikelihood([Asked("a", "b")])[0][1] is False

@@ -51,6 +51,7 @@ class LocaldiffLM(LM):  # type: ignore[misc]
     greedy      False: do not find out whether continuations are greedy, which costs a pass for every token
     max_gen_toks  where a task does not say it
     threads, isa, math   as in localdiff.load; others are settings of GenerateOptions
+    batch_size, max_batch_size, device   given by the harness whether its user says so or not; the engine has its own
     """
 
     def __init__(
@@ -74,8 +75,6 @@ class LocaldiffLM(LM):  # type: ignore[misc]
         unknown = sorted(set(settings) - _GENERATION)
         if unknown:
             raise OptionError(f"--model_args: unknown name '{unknown[0]}', expected one of {', '.join(_GENERATION)}")
-        if device not in (None, "cpu", "auto"):
-            raise OptionError(f"device is '{device}', expected cpu")
         if attention not in (None, "causal"):
             raise OptionError(f"attention is '{attention}', expected causal, or leave it out")
         self._stack = ExitStack()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError
+from ..options import check_value
 from .tasks import BOUND, PUBLISHED, TASKS
 
 ESTIMATORS = (BOUND, PUBLISHED)
@@ -33,8 +34,18 @@ def _flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_ONE_UP = (1, 2**31 - 1)
-_ZERO_UP = (0, 2**31 - 1)
+_ONLY_FOR = {
+    "shots": "gsm8k",
+    "shots_data": "gsm8k",
+    "execute_code": "humaneval-infill",
+    "texts": "unconditional",
+    "over_steps": "unconditional",
+    "judge": "unconditional",
+    "length": "nll",
+    "context": "nll",
+}
+_ONE_UP = (1, math.inf)
+_ZERO_UP = (0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class EvalOptions:
     estimator: str = _flag(
         "", "of multiple choice: the paper's mean over rates, or the bound (default published)", choices=ESTIMATORS
     )
-    length: int | None = _flag(None, "nll: tokens of a sequence (default 512, or the canvas)", range=(2, 2**31 - 1))
+    length: int | None = _flag(None, "nll: tokens of a sequence (default 512, or the canvas)", range=(2, math.inf))
     context: int = _flag(1, "nll: tokens at the start of each sequence that are given, not scored", range=_ZERO_UP)
     shots: int = _flag(0, "gsm8k: solved problems before the question", range=_ZERO_UP)
     shots_data: str = _flag("", "gsm8k: the file they are taken from")
@@ -69,7 +80,9 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if value != field.default and (field.metadata["choices"] or field.metadata["range"]):
+                check_value(field, value)
         if not self.task:
             raise OptionError(f"--task is missing, expected one of {', '.join(TASKS)}")
         needs_data = self.task != "unconditional"
@@ -78,22 +91,17 @@ class EvalOptions:
             raise OptionError(f"--data is {found}, expected {what}")
         if self.resume and not self.output:
             raise OptionError("--resume needs the --output of the run that was interrupted")
-        self._only_for("gsm8k", "shots", "shots_data")
-        self._only_for("humaneval-infill", "execute_code")
-        self._only_for("unconditional", "texts", "over_steps", "judge")
-        self._only_for("nll", "length", "context")
+        for field in dataclasses.fields(self):
+            task = _ONLY_FOR.get(field.name, self.task)
+            if task != self.task and getattr(self, field.name) != field.default:
+                flag = field.name.replace("_", "-")
+                raise OptionError(f"--{flag} has no meaning for {self.task}, only for {task}; leave it out")
         if bool(self.shots) != bool(self.shots_data):
             raise OptionError("--shots and --shots-data go together: how many solved problems, and where they are")
         if self.estimator and TASKS[self.task].place != TASKS["piqa"].place:
             raise OptionError(f"--estimator has no meaning for {self.task}, only for multiple choice; leave it out")
         if self.draws and not TASKS[self.task].draws:
             raise OptionError(f"--draws has no meaning for {self.task}, which looks at no likelihoods; leave it out")
-
-    def _only_for(self, task: str, *names: str) -> None:
-        for field in dataclasses.fields(self):
-            if field.name in names and task != self.task and getattr(self, field.name) != field.default:
-                flag = field.name.replace("_", "-")
-                raise OptionError(f"--{flag} has no meaning for {self.task}, only for {task}; leave it out")
 
     @property
     def steps_list(self) -> tuple[int, ...]:
@@ -109,19 +117,11 @@ class EvalOptions:
         return steps
 
     @property
+    def in_force(self) -> dict[str, Any]:
+        """The settings that say something about this task, in order; what is empty is left out."""
+        own = [name for name in dataclasses.asdict(self) if _ONLY_FOR.get(name, self.task) == self.task]
+        return {name: getattr(self, name) for name in own if getattr(self, name) not in (None, "", False, ())}
+
+    @property
     def estimator_draws(self) -> int:
         return TASKS[self.task].draws if self.draws is None else self.draws
-
-
-def _check(field: dataclasses.Field[Any], value: object) -> None:
-    choices, bounds = field.metadata["choices"], field.metadata["range"]
-    if choices is not None and value != field.default and value not in choices:
-        raise OptionError(f"{field.name} is {value!r}, expected one of {', '.join(choices)}")
-    if bounds is None or (value is None and field.default is None):
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise OptionError(f"{field.name} is {value!r}, expected a whole number")
-    low, high = bounds
-    if not low <= value <= high:
-        expected = f"{low} or more" if high in (math.inf, 2**31 - 1) else f"{low} to {high}"
-        raise OptionError(f"{field.name} is {value}, expected {expected}")

@@ -186,11 +186,10 @@ def _digest(path: Path) -> str:
 
 def _settings(subject: Subject, options: EvalOptions, setting: Setting) -> dict[str, Any]:
     given = {name: value for name, value in dataclasses.asdict(setting.generation).items() if value is not None}
-    own = {name: value for name, value in dataclasses.asdict(options).items() if value not in (None, "", False, ())}
     spec = {name: value for name, value in dataclasses.asdict(subject.spec).items() if value not in (None, ())}
     return {
-        **own,
-        "draws": options.estimator_draws,
+        **options.in_force,
+        **({"draws": options.estimator_draws} if options.estimator_draws and not subject.exact else {}),
         "left_to_right": subject.exact,
         "record": spec,
         "generation": given,
