@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from .spec import DiffusionSpec
 
 BOUND = 0.03  # nats a token
-REPEATS = 0.85
+REPEATS = 0.75
 PROMPT, ANSWER, SHORTEST = 16, 64, 8  # tokens
 MOST_TEXTS, FEWEST_TEXTS, ALONE = 64, 4, 3  # ALONE: of them are made one at a time, for the seconds
-SHARE = 0.15  # of the time: what exact decoding of the texts may take
+SHARE = 0.1  # of the time: what exact decoding of the texts may take
 DECODER = "sdar"
-BLOCKS = (8, 16, 32, 64)
-PACES = (1, 2, 3, 4, 5, 6, 8)  # tokens a step at least
+BLOCKS = (64, 32, 16, 8)
+PACES = (2, 3, 4, 5, 6, 8)  # tokens a step at least
 THRESHOLDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 Progress = Callable[[str, float], None]  # what is being done, seconds since the beginning
@@ -58,7 +58,9 @@ class Measured:
 
 
 class _OutOfTime(Exception):
-    pass
+    def __init__(self, best: Measured) -> None:
+        super().__init__()
+        self.best = best
 
 
 def tune(
@@ -113,23 +115,15 @@ class _Search:
         reference = self._measure(PRESETS["exact"].options[""])
         best = reference
         try:
-            for candidates in self._candidates():
-                for options in candidates:
-                    found = self._tried(options)
-                    if not self._good(found, reference):
-                        break
-                    best = self._faster(best, found)
-            for threshold in THRESHOLDS if best is not reference else ():
-                found = self._tried({**best.options, "threshold": threshold})
-                if not self._good(found, reference):
-                    break
-                best = self._faster(best, found)
+            for ladder in self._candidates():
+                best = self._climbed(ladder, best, reference)
+            if best is not reference:
+                lower = [{**best.options, "threshold": threshold} for threshold in THRESHOLDS]
+                best = self._climbed(lower, best, reference)
             for cache in self._caches(best.options):
-                found = self._tried({**best.options, "cache": cache})
-                if self._good(found, reference):
-                    best = self._faster(best, found)
-        except _OutOfTime:
-            pass
+                best = self._climbed([{**best.options, "cache": cache}], best, reference)
+        except _OutOfTime as stopped:
+            best = stopped.best
         self._say("agreement with exact decoding")
         same = agreement(self._greedy(best.options), self._greedy(reference.options))
         measured = {
@@ -179,9 +173,9 @@ class _Search:
         self.prompts = [self.prompts[index * MOST_TEXTS // count] for index in range(count)]
 
     def _candidates(self) -> list[list[dict[str, Any]]]:
-        """For each block length the paces; where the attention is made for blocks of one length, only those."""
+        """Ever more tokens a step for each block length; with block-causal attention for the one it was made for."""
         fixed, found = self.spec.attention == "block_causal", []
-        fitting = [length for length in BLOCKS if length <= max(self.answer, BLOCKS[0])]
+        fitting = [length for length in BLOCKS if length <= max(self.answer, BLOCKS[-1])]
         for length in [self.spec.block_length] if fixed else fitting:
             block = {} if fixed else {"block_length": length}
             steps = dict.fromkeys(-(-length // pace) for pace in PACES if pace <= length)
@@ -198,11 +192,6 @@ class _Search:
                 continue
             found.append(cache)
         return sorted(found)
-
-    def _tried(self, options: Mapping[str, Any]) -> Measured:
-        if time.perf_counter() - self.started > self.budget:
-            raise _OutOfTime
-        return self._measure(options)
 
     def _measure(self, options: Mapping[str, Any]) -> Measured:
         self._say(" ".join(str(value) for value in options.values()))
@@ -224,11 +213,17 @@ class _Search:
             distinct(answers, 2),
         )
 
-    def _faster(self, best: Measured, found: Measured) -> Measured:
-        return found if found.seconds < best.seconds else best
-
-    def _good(self, found: Measured, reference: Measured) -> bool:
-        return found.nats <= reference.nats + self.bound and found.distinct >= REPEATS * reference.distinct
+    def _climbed(self, ladder: Sequence[Mapping[str, Any]], best: Measured, reference: Measured) -> Measured:
+        """The best after trying ever faster settings, until one breaks the bound; less repetition may still follow."""
+        for options in ladder:
+            if time.perf_counter() - self.started > self.budget:
+                raise _OutOfTime(best)
+            found = self._measure(options)
+            if found.nats > reference.nats + self.bound:
+                break
+            if found.distinct >= REPEATS * reference.distinct and found.seconds < best.seconds:
+                best = found
+        return best
 
     def _greedy(self, options: Mapping[str, Any]) -> list[list[int]]:
         made = self.model.generate(self.prompts, **{**self._options(options, 0), "temperature": 0.0})
