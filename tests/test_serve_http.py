@@ -293,19 +293,27 @@ def test_what_is_no_request_is_refused(
     assert len(message) < 300
 
 
+def cancelled(client: httpx.Client) -> float:
+    found = re.search(
+        r'localdiff_texts_total\{model="localdiff-stories",reason="cancelled"\} (\S+)', client.get("/metrics").text
+    )
+    return float(found[1]) if found else 0.0
+
+
 def test_a_client_that_leaves_is_forgotten(client: httpx.Client) -> None:
-    body = {"model": STORIES, "prompt": "Once", "max_tokens": 240, "steps": 240, "stream": True}
+    before = cancelled(client)
+    body = {"model": STORIES, "prompt": ["Once"] * 12, "max_tokens": 240, "steps": 240, "stream": True}
     with client.stream("POST", "/v1/completions", json=body) as answer:
         reading = answer.iter_text()  # given up, it would hang up
         next(reading)
-        assert client.get("/health").json()["models"][0]["live"] == 1
+        assert client.get("/health").json()["models"][0]["live"] == 12
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/completions", json={**body, "stream": False}, timeout=0.2)
     until = time.monotonic() + 20
     while client.get("/health").json()["models"][0]["live"]:
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert re.search(r'localdiff_texts_total\{.*"cancelled"\} 2', client.get("/metrics").text)
+    assert cancelled(client) == before + 24
 
 
 def test_a_full_queue_is_429(client: httpx.Client) -> None:

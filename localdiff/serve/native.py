@@ -1,7 +1,8 @@
-"""localdiff's own addresses: /health, /metrics, /v1/infill, /tokenize, /detokenize."""
+"""localdiff's own addresses: /health, /v1/infill, /v1/options, /tokenize, /detokenize."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator
@@ -15,9 +16,10 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from ..canvas import Hole
 from ..generation import DenoiseEvent
+from ..options import GenerateOptions
 from .answers import Deltas
 from .canvas_event import canvas_event
-from .fields import Body, with_options
+from .fields import OPTIONS, Body, with_options
 from .hub import hub_of
 from .openai import Streamed, StreamOptions, _Strict, totals, usage
 from .refusals import Refused, refusal, shape
@@ -60,6 +62,13 @@ async def health(request: Request) -> dict[str, Any]:
             for served in hub.models.values()
         ],
     }
+
+
+@router.get("/v1/options")
+async def options() -> dict[str, Any]:
+    """The options that requests may have, with their help and choices."""
+    known = {field.name: field.metadata for field in dataclasses.fields(GenerateOptions)}
+    return {name: {"help": known[name]["help"], "choices": known[name]["choices"]} for name in OPTIONS}
 
 
 @router.post("/tokenize")

@@ -166,6 +166,7 @@ def _described(served: Served) -> dict[str, Any]:
         "id": served.name, "object": "model", "created": served.created, "owned_by": "localdiff",
         "context_length": model.canvas_limit, "chat": model.chat_template is not None,
         "parameters": model.info.parameters, "weight_bytes": model.info.weight_bytes,
+        "session_bytes": served.scheduler.session_bytes,
     }  # fmt: skip
 
 
