@@ -73,15 +73,12 @@ class ChatTemplate:
         raises                  OptionError for another shape of messages, or where the template refuses them, fails or
                                 goes over its limits
         """
-        checked = _checked(messages)
-        there = {char for message in checked for char in message["content"]}
-        used = there.union(self._source)
-        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
-        guard = {char: next(free) for char in self._starts if char in there}
-        shown = [checked]
-        if guard:
-            table = str.maketrans(guard)
-            shown.insert(0, [{**message, "content": message["content"].translate(table)} for message in checked])
+        return self.render_all([messages], add_generation_prompt)[0]
+
+    def render_all(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]], add_generation_prompt: bool = True
+    ) -> list[RenderedChat]:
+        """The prompts of several conversations, rendered by one process within the limits of one; a few dozen."""
         tokenizer = self._tokenizer
         common = {
             "add_generation_prompt": add_generation_prompt,
@@ -91,7 +88,30 @@ class ChatTemplate:
             "eos_token": tokenizer.token_text(tokenizer.eos),
             "pad_token": tokenizer.token_text(tokenizer.pad),
         }
-        texts = render_template(self._source, [{"messages": messages, **common} for messages in shown])
+        contexts: list[Mapping[str, Any]] = []
+        guards: list[dict[str, str]] = []
+        for messages in conversations:
+            checked = _checked(messages)
+            guard = self._guard(checked)
+            guards.append(guard)
+            if guard:
+                table = str.maketrans(guard)
+                hidden = [{**message, "content": message["content"].translate(table)} for message in checked]
+                contexts.append({"messages": hidden, **common})
+            contexts.append({"messages": checked, **common})
+        texts = iter(render_template(self._source, contexts))
+        return [self._rendered([next(texts) for _ in range(2 if guard else 1)], guard) for guard in guards]
+
+    def _guard(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+        """Stand-ins for the characters in `messages` that could begin a control token."""
+        there = {char for message in messages for char in message["content"]}
+        used = there.union(self._source)
+        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+        return {char: next(free) for char in self._starts if char in there}
+
+    def _rendered(self, texts: Sequence[str], guard: Mapping[str, str]) -> RenderedChat:
+        """texts: with stand-ins, where there are any, and as they are."""
+        tokenizer = self._tokenizer
         parts = [tokenizer.split(text, parse_special=True) for text in texts]
         # Templates may look into messages ("</think>" in content), which the stand-ins hide from them. The messages as
         # they are give the truth wherever they make no difference to the control tokens.
