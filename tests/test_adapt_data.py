@@ -59,27 +59,31 @@ def test_special_tokens_spelled_in_the_text_stay_text(tmp_path, tokenizer):
     assert tokenizer.decode(tokens[:-1].tolist()) == path.read_text()
 
 
+def sequences(data, first, count):
+    return data.batch(first, count).tokens.numpy()
+
+
 def test_an_epoch_visits_every_sequence_once_and_order_depends_only_on_the_index():
     tokens = np.arange(1003, dtype=np.uint16)
     data = PackedData(tokens, 10, seed=3)
-    first = data.batch(0, data.per_epoch)
+    first = sequences(data, 0, data.per_epoch)
     starts = np.sort(first[:, 0])
     assert first.shape == (99, 10)
     assert (np.diff(starts) == 10).all()
     assert (np.diff(first, axis=1) == 1).all()
-    second = data.batch(data.per_epoch, data.per_epoch)
+    second = sequences(data, data.per_epoch, data.per_epoch)
     assert not np.array_equal(first, second)
     again = PackedData(tokens, 10, seed=3)
-    assert np.array_equal(again.batch(150, 7), data.batch(150, 7))
-    assert np.array_equal(again.batch(0, 99), first)
-    assert not np.array_equal(PackedData(tokens, 10, seed=4).batch(0, 99), first)
-    assert PackedData(tokens[:10], 10, seed=0).batch(0, 3).tolist() == [list(range(10))] * 3
+    assert np.array_equal(sequences(again, 150, 7), sequences(data, 150, 7))
+    assert np.array_equal(sequences(again, 0, 99), first)
+    assert not np.array_equal(sequences(PackedData(tokens, 10, seed=4), 0, 99), first)
+    assert sequences(PackedData(tokens[:10], 10, seed=0), 0, 3).tolist() == [list(range(10))] * 3
 
 
 def test_held_out_sequences_are_spread_over_the_text():
-    rows = held_out_sequences(np.arange(105, dtype=np.uint16), 10, 3)
+    rows = held_out_sequences(np.arange(105, dtype=np.uint16), 10, 3).tokens
     assert rows[:, 0].tolist() == [0, 40, 90]
-    assert len(held_out_sequences(np.arange(25, dtype=np.uint16), 10, 8)) == 2
+    assert len(held_out_sequences(np.arange(25, dtype=np.uint16), 10, 8).tokens) == 2
 
 
 @pytest.mark.parametrize(
@@ -115,11 +119,19 @@ def test_text_shorter_than_a_sequence_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"method": "mdlm"}, "--method mdlm is not available in this version"),
-        ({"method": "magic"}, "--method is 'magic', expected diffugpt or ar"),
-        ({"mask_token": None}, "no mask token"),
+        ({"method": "magic"}, "--method is 'magic', expected diffugpt or mdlm"),
         ({"mask_id": 3}, "exclude each other"),
-        ({"base": None}, "give either a base checkpoint or --config"),
+        ({"base": None}, "give either a base checkpoint or --shape"),
+        ({"block_length": 8}, "--block-length has no meaning with --method diffugpt"),
+        ({"method": "rdm", "weight": "1/t"}, "--weight is '1/t', but --method rdm knows linear or constant"),
+        ({"method": "bd3lm", "anneal_steps": 9}, "--anneal-steps has no meaning with --method bd3lm"),
+        ({"length_head": True}, "--length-head has no meaning with --method diffugpt"),
+        ({"method": "rdm", "length_head": True}, "--length-head has no meaning without --instruct"),
+        ({"pad_token": "<pad>"}, "--pad-token has no meaning without --instruct"),
+        ({"instruct": True, "stream": 64}, "--stream is for running text"),
+        ({"instruct": True, "template": "chat", "sep_token": "="}, "--sep-token belongs to the plain template"),
+        ({"lora_alpha": 8.0}, "have no meaning without --lora"),
+        ({"base": None, "shape": "smoke", "tokenizer": "t.json", "lora": 4}, "--lora trains beside the weights"),
         ({"data": ()}, "no training text"),
         ({"output": ""}, "no output folder"),
         ({"batch": 0}, "--batch is 0, expected a whole number from 1"),
@@ -129,8 +141,7 @@ def test_text_shorter_than_a_sequence_is_refused():
         ({"length": 1}, "--length is 1"),
         ({"schedule": "step"}, "--schedule is 'step', expected cosine or constant"),
         ({"method": "ar"}, "--mask-token has no meaning with --method ar"),
-        ({"base": None, "config": "smoke"}, "--config trains from scratch"),
-        ({"base": None, "config": "smoke", "method": "ar", "mask_token": None}, "needs a tokenizer"),
+        ({"base": None, "shape": "smoke", "method": "ar", "mask_token": None}, "needs a tokenizer"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(wrong, sentence):

@@ -1,13 +1,20 @@
-"""localdiff adapt: turn an autoregressive checkpoint into a diffusion model, or train an autoregressive one.
+"""localdiff adapt: turn an autoregressive or masked language model into a diffusion model, or train an ordinary one.
 
     from localdiff.adapt import AdaptOptions, adapt
     adapt(AdaptOptions(base="gpt2-folder", output="out", data=("stories.txt",), mask_token="<mask>"))
 
-options.py    every setting, checked        data.py        text files -> packed token sequences
-base.py       the checkpoint to start from  objective.py   noise, attention annealing, losses: one row per method
-trainer.py    the training loop             checkpoint.py  atomic checkpoints, exact resume
-progress.py   bar, JSON log, loss curve     bound.py       held-out likelihood
-run.py        adapt(): ties them together
+options.py       every setting, checked            config_file.py   the same from TOML
+methods.py       the methods, as rows              objective.py     their noise and losses
+noise.py         times, masks, annealing, blocks   batch.py         token sequences, given tokens, padding
+base.py          the checkpoint to start from      bodies.py        the classes it may be of, forward pass to loss
+base_files.py    GGUF and llama2.c files           fused.py         cross-entropy of masked rows
+lora.py          adapters through peft             length_head.py   answer lengths
+sources.py       which data a run reads            data.py          text files -> packed token sequences
+instruct.py      prompts and answers               stream.py        text read while training
+trainer.py       the training loop                 processes.py     one process or many (FSDP2)
+checkpoint.py    atomic checkpoints, exact resume  progress.py      bar, JSON log, loss curve
+bound.py         held-out likelihood               flops.py         work done, share of the peak
+run.py           adapt(): ties them together
 
 torch and transformers (extra [train]) are imported when adapt() runs, not with this package.
 """

@@ -1,8 +1,8 @@
 """The checkpoint that training starts from: a transformers model, a tokenizer, and the ids training needs.
 
 An HF folder is read here; GGUF and llama2.c files in base_files.py give the same `Base`. Weights are f32. Families are
-rows of FAMILIES; anything else is refused by name. Here too: models from scratch, and the mask token. Not here: LoRA,
-masked language models.
+the rows of bodies.py; anything else is refused by name. Here too: models from scratch, and the mask token. Not here:
+LoRA (lora.py), the forward pass (bodies.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer
 
+from ..convert.vocabulary import load_tokenizer as tokenizer_files
 from ..errors import ModelFileError, OptionError
+from .bodies import FAMILIES, Family, family_of, first_position
 
-FAMILIES = ("GPT2LMHeadModel", "LlamaForCausalLM", "Qwen2ForCausalLM")
-INITIAL_STD = 0.02
-
-# named shapes for --config: transformers' field names, the vocabulary comes from the tokenizer
+# named shapes for --shape: transformers' field names, the vocabulary comes from the tokenizer
 SHAPES: dict[str, dict[str, Any]] = {
     "stories": {
         "architectures": ["LlamaForCausalLM"],
@@ -53,25 +52,41 @@ class Base:
     """A model under training and what is written beside it.
 
     tokenizer_config   content of tokenizer_config.json; chat template and token names travel in it
+    adapted            LoRA adapters were put beside the weights (lora.py)
     """
 
     model: Any
     tokenizer: Tokenizer
     end_token: int
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    adapted: bool = False
 
     @property
     def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return int(self.model.config.max_position_embeddings) - first_position(self.model)
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.model)
 
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding; may exceed the tokenizer's."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    def save(self, folder: Path) -> None:
-        """Write an HF folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
-        self.model.save_pretrained(folder)
+    def token(self, role: str) -> int | None:
+        """The id of the token with a role such as `pad_token`; None where there is none."""
+        return named_token(self.tokenizer, self.tokenizer_config, role)
+
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write an HF folder: config.json, model.safetensors, tokenizer.json, tokenizer_config.json.
+
+        weights   in place of the model's own, under the same names; tensors that are tied must share memory
+        """
+        self.model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
+        self.save_tokenizer(folder)
+
+    def save_tokenizer(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / "tokenizer.json"))
         text = json.dumps(self.tokenizer_config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
@@ -100,33 +115,53 @@ def load_folder(folder: Path, tokenizer: str | None = None) -> Base:
         model = getattr(transformers, found).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelFileError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0]})") from None
-    own_config = folder / "tokenizer_config.json"
-    tokenizer_config = read_json(own_config) if own_config.is_file() else {}
-    pieces = load_tokenizer(Path(tokenizer) if tokenizer else folder / "tokenizer.json")
+    files = tokenizer_files(Path(tokenizer) if tokenizer else folder)
+    pieces = load_tokenizer_text(files.text, files.origin)
+    tokenizer_config = dict(files.config)
+    if files.chat_template is not None:
+        tokenizer_config["chat_template"] = files.chat_template
     end = end_token_of(pieces, tokenizer_config, config.get("eos_token_id"), folder)
     return checked(Base(model, pieces, end, tokenizer_config), folder)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    if path.suffix == ".bin":
-        from ..convert.llama2c import llama2c_tokenizer
-
-        return llama2c_tokenizer(path)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such tokenizer file; give one with --tokenizer FILE")
+    files = tokenizer_files(path)
+    return load_tokenizer_text(files.text, files.origin)
+
+
+def load_tokenizer_text(text: str, origin: str) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises plain Exception
-        raise ModelFileError(f"{path}: not a tokenizer.json ({error})") from None
+        raise ModelFileError(f"{origin}: not a tokenizer.json ({error})") from None
+
+
+# what vocabularies call the tokens of a role where tokenizer_config.json does not say
+_USUAL = {
+    "mask_token": ("[MASK]", "<mask>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "pad_token": ("[PAD]", "<pad>"),
+}
+
+
+def named_token(tokenizer: Tokenizer, tokenizer_config: dict[str, Any], role: str) -> int | None:
+    name = tokenizer_config.get(role)
+    name = name.get("content") if isinstance(name, dict) else name
+    names = (name,) if isinstance(name, str) else _USUAL.get(role, ())
+    found = (tokenizer.token_to_id(text) for text in names)
+    return next((token for token in found if token is not None), None)
 
 
 def end_token_of(tokenizer: Tokenizer, tokenizer_config: dict[str, Any], eos: Any, path: Path) -> int:
-    """The token that ends a document: named in tokenizer_config.json, else by id in the model's config."""
-    name = tokenizer_config.get("eos_token")
-    name = name.get("content") if isinstance(name, dict) else name
-    token = tokenizer.token_to_id(name) if isinstance(name, str) else None
+    """The token that ends a document: named in tokenizer_config.json, else by id in the model's config. Where there is
+    none, as in BERT, the token that separates texts ends them."""
+    token = named_token(tokenizer, tokenizer_config, "eos_token")
     if token is None:
         token = eos[0] if isinstance(eos, list) and eos else eos
+    if not isinstance(token, int):
+        token = named_token(tokenizer, tokenizer_config, "sep_token")
     if not isinstance(token, int):
         raise ModelFileError(f"{path}: no end-of-text token (eos) is named, so documents cannot be joined")
     return token
@@ -142,7 +177,8 @@ def checked(base: Base, path: Path) -> Base:
     base.tokenizer_config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     base.tokenizer_config.setdefault("eos_token", base.tokenizer.id_to_token(base.end_token))
     base.model.config.eos_token_id = base.end_token
-    base.model.generation_config.eos_token_id = base.end_token
+    if getattr(base.model, "generation_config", None) is not None:  # masked language models have none
+        base.model.generation_config.eos_token_id = base.end_token
     return base
 
 
@@ -163,11 +199,11 @@ def from_scratch(shape: str, tokenizer_path: str, length: int, seed: int) -> Bas
     fields = dict(SHAPES[shape]) if shape in SHAPES else None
     if fields is None:
         if not Path(shape).is_file():
-            raise OptionError(f"--config {shape}: neither a JSON file nor a named size ({', '.join(SHAPES)})")
+            raise OptionError(f"--shape {shape}: neither a JSON file nor a named size ({', '.join(SHAPES)})")
         fields = read_json(Path(shape))
     name = (fields.pop("architectures", None) or ["none"])[0]
     if name not in FAMILIES:
-        raise OptionError(f'--config {shape}: "architectures" names {name}, expected one of {", ".join(FAMILIES)}')
+        raise OptionError(f'--shape {shape}: "architectures" names {name}, expected one of {", ".join(FAMILIES)}')
     tokenizer = load_tokenizer(Path(tokenizer_path))
     beside = Path(tokenizer_path).with_name("tokenizer_config.json")
     tokenizer_config = read_json(beside) if beside.is_file() else {}
@@ -180,13 +216,14 @@ def from_scratch(shape: str, tokenizer_path: str, length: int, seed: int) -> Bas
     try:
         config = family.config_class(**fields)
     except Exception as error:  # transformers raises its own validation errors
-        raise OptionError(f"--config {shape}: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"--shape {shape}: {str(error).splitlines()[0]}") from None
     torch.manual_seed(seed)
     return checked(Base(family(config), tokenizer, end, tokenizer_config), Path(tokenizer_path))
 
 
 def choose_mask(base: Base, mask_token: str | None, mask_id: int | None) -> int:
-    """The id of the mask token, adding a token and an embedding row where `mask_token` is new.
+    """The id of the mask token, adding a token and an embedding row where `mask_token` is new; where neither is given
+    it is the one that the base's tokenizer names.
 
     A new row starts as the mean of all rows: no token's meaning, but the scale the network expects.
     """
@@ -195,7 +232,11 @@ def choose_mask(base: Base, mask_token: str | None, mask_id: int | None) -> int:
             last = base.vocabulary - 1
             raise OptionError(f"--mask-id is {mask_id}, but the vocabulary has ids 0 to {last}; give one of them")
         return mask_id
-    assert mask_token is not None
+    if mask_token is None:
+        own = base.token("mask_token")
+        if own is None:
+            raise OptionError("no mask token; give --mask-token TEXT (added where absent) or --mask-id N")
+        return own
     known = base.tokenizer.token_to_id(mask_token)
     if known is not None:
         return int(known)

@@ -1,65 +1,82 @@
 """Held-out likelihood in nats per token: a bound for diffusion models, the exact value for autoregressive ones.
 
-Both score tokens 1 .. L-1 given token 0, so the two numbers are comparable. Not here: reading the text.
+Both score what is not given, and never token 0, so the two numbers are comparable. Not here: reading the text.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
+from torch import Tensor
 
-from .objective import annealed_mask, scored_logits, shifted_rows
+from .batch import Batch
+from .bodies import Scorer
+from .objective import Noised, Objective, lay_out, maskable_of
+
+BATCH = 8
 
 
 def diffusion_bound(
-    model: Any, sequences: np.ndarray, mask_token: int, draws: int, seed: int = 0, batch: int = 8
+    scorer: Scorer, held_out: Batch, objective: Objective, draws: int, seed: int = 0, batch: int = BATCH
 ) -> tuple[float, float]:
-    """Upper bound on -log p of a shifted masked-diffusion model, mean and standard error over the sequences.
+    """Upper bound on -log p of a masked-diffusion model, mean and standard error over the sequences.
 
-    sequences   int64 [n, length]
+    objective   how the model is run: mask token, shift, blocks
     draws       noise levels per sequence, stratified
 
     The bound is the integral over t of (1/t) times the expected cross-entropy of the masked tokens. Integrating t out
     leaves a uniform number k of masked tokens among N with weight N / k (arXiv:2502.09992, equation 6), which has the
-    same expectation and a smaller variance; k is drawn here.
+    same expectation and a smaller variance; k is drawn here. A model of blocks has one k for each block, and the bound
+    is the sum over blocks (arXiv:2503.09573, equation 7).
     """
+    assert objective.mask_token is not None
     random = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    count, length = sequences.shape
-    scored = length - 1
-    everywhere = annealed_mask(length, 1.0, torch.Generator(), torch.float32)
-    tokens = np.repeat(sequences, draws, axis=0)
-    strata = np.tile(np.arange(draws), count)
-    masked = np.minimum((strata + random.random(count * draws)) / draws * scored, scored - 1).astype(np.int64) + 1
-    order = random.random((count * draws, scored)).argsort(axis=1).argsort(axis=1)
-    hidden = np.zeros(tokens.shape, bool)
-    hidden[:, 1:] = order < masked[:, None]
-    values = np.zeros(count * draws)
-    model.eval()
-    with torch.no_grad():
-        for first in range(0, count * draws, batch):
-            rows = slice(first, first + batch)
-            original, noised = torch.from_numpy(tokens[rows]), torch.from_numpy(hidden[rows])
-            logits = scored_logits(model, torch.where(noised, mask_token, original), everywhere, shifted_rows(noised))
-            entropies = torch.nn.functional.cross_entropy(logits, original[noised], reduction="none").double()
-            sums = torch.zeros(len(original), dtype=torch.float64)
-            sums.index_add_(0, noised.nonzero()[:, 0], entropies)
-            values[rows] = sums.numpy() / masked[rows]
-    return _mean_and_error(values.reshape(count, draws).mean(axis=1))
+    tokens = held_out.tokens.repeat_interleave(draws, dim=0)
+    maskable = maskable_of(held_out, shift=True).repeat_interleave(draws, dim=0)
+    valid = None if held_out.valid is None else held_out.valid.repeat_interleave(draws, dim=0)
+    total, length = tokens.shape
+    strata = np.tile(np.arange(draws), total // draws)
+    hidden = torch.zeros_like(maskable)
+    weights = torch.zeros(tokens.shape, dtype=torch.float64)
+    for start in range(0, length, objective.block or length):
+        part = slice(start, start + (objective.block or length))
+        here = maskable[:, part].numpy()
+        counts = here.sum(axis=1)
+        masked = np.minimum((strata + random.random(total)) / draws * counts, counts - 1).astype(np.int64) + 1
+        ranks = np.where(here, random.random(here.shape), 2.0).argsort(axis=1).argsort(axis=1)
+        hidden[:, part] = torch.from_numpy((ranks < masked[:, None]) & here)
+        weights[:, part] = torch.from_numpy(counts / np.maximum(masked, 1))[:, None]
+    values = np.zeros(total)
+    for at in range(0, total, batch):
+        rows = slice(at, at + batch)
+        noised = torch.where(hidden[rows], objective.mask_token, tokens[rows])
+        seen = None if valid is None else valid[rows]
+        found = _entropies(scorer, Noised(noised, tokens[rows], hidden[rows], weights[rows], None, seen), objective)
+        values[rows] = ((found * weights[rows]).sum(dim=1) / maskable[rows].sum(dim=1).clamp(min=1)).numpy()
+    return _mean_and_error(values.reshape(-1, draws).mean(axis=1))
 
 
-def autoregressive_nll(model: Any, sequences: np.ndarray, batch: int = 8) -> tuple[float, float]:
-    """-log p per token of a causal model, mean and standard error over the sequences; sequences int64 [n, length]."""
+def autoregressive_nll(scorer: Scorer, held_out: Batch, batch: int = BATCH) -> tuple[float, float]:
+    """-log p per token of a causal model, mean and standard error over the sequences."""
     values = []
-    model.eval()
-    with torch.no_grad():
-        for first in range(0, len(sequences), batch):
-            tokens = torch.from_numpy(sequences[first : first + batch])
-            logits = scored_logits(model, tokens, None, shifted_rows(torch.ones_like(tokens, dtype=torch.bool)))
-            entropies = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
-            values.append(entropies.view(len(tokens), -1).double().mean(dim=1).numpy())
+    scored = maskable_of(held_out, shift=True)
+    for first in range(0, len(scored), batch):
+        tokens, here = held_out.tokens[first : first + batch], scored[first : first + batch]
+        found = _entropies(scorer, Noised(tokens, tokens, here, torch.zeros(())), Objective("ar", None))
+        values.append((found.sum(dim=1) / here.sum(dim=1).clamp(min=1)).numpy())
     return _mean_and_error(np.concatenate(values))
+
+
+@torch.no_grad()
+def _entropies(scorer: Scorer, noised: Noised, objective: Objective) -> Tensor:
+    """Cross-entropy of the scored tokens, float64 [n, length], 0 elsewhere."""
+    scorer.eval()
+    inputs = lay_out(noised, objective, 1.0, torch.Generator(), torch.float32)
+    device = next(scorer.parameters()).device
+    _, entropies, _ = scorer(inputs.to(device), torch.zeros(len(inputs.targets), device=device))
+    spread = torch.zeros(noised.scored.shape, dtype=torch.float64)
+    spread[noised.scored] = entropies.double().cpu()
+    return spread
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[float, float]:

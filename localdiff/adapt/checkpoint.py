@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or absent, and the writing of the finished result.
 
-A checkpoint is a folder `checkpoints/step-00000500`: the model as an HF folder, `trainer.pt` (optimiser state and
-random generator states) and `state.json`. It is written under a temporary name in the same parent, synced to disk,
-re-read and renamed. Not here: deciding when to save.
+A checkpoint is a folder `checkpoints/step-00000500`: the model as an HF folder - or, with LoRA, `trained.safetensors`
+with the trained weights alone and the tokenizer - `trainer.pt` (optimiser state and the state of each process) and
+`state.json`. It is written under a temporary name in the same parent, synced to disk, re-read and renamed. Of several
+processes the first writes; all of them have to call. Not here: deciding when to save.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ..errors import ModelFileError
+from . import lora
 from .base import Base
+from .length_head import save_length_head
+from .processes import load_optimizer, whole_optimizer, whole_weights
+from .trainer import Trainer
 
 FOLDER = "checkpoints"
+TRAINED = "trained.safetensors"
 PREFIX = "step-"
 
 
@@ -35,6 +42,7 @@ class State:
     data: str  # fingerprint of the training tokens
     length: int
     mask_token: int | None
+    processes: int = 1
 
 
 def _sync(path: Path) -> None:
@@ -63,25 +71,47 @@ def list_checkpoints(output: Path) -> list[Path]:
     return sorted(path for path in (output / FOLDER).glob(f"{PREFIX}*") if path.is_dir())
 
 
-def save_checkpoint(output: Path, base: Base, optimizer: torch.optim.Optimizer, state: State, keep: int) -> Path:
-    parent = output / FOLDER
-    target = parent / f"{PREFIX}{state.step:08d}"
-    if target.exists():
-        return target
-    with _staging(parent) as folder:
-        base.save(folder)
-        torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, folder / "trainer.pt")
+def save_checkpoint(
+    output: Path, base: Base, trainer: Trainer, state: State, keep: int, streams: dict[str, Any] | None
+) -> None:
+    """Write a checkpoint. streams: where each process's data stream stands, where there is one."""
+    processes = trainer.processes
+    target = output / FOLDER / f"{PREFIX}{state.step:08d}"
+    if processes.any(target.exists()):
+        return
+    # every process has its part of the weights
+    weights = whole_weights(base.model)
+    head = None if trainer.scorer.length_head is None else whole_weights(trainer.scorer.length_head)
+    own = processes.gather({"random": torch.get_rng_state(), "stream": streams})
+    optimizer = whole_optimizer(trainer.optimizer)
+    if processes.main:
+        _write(target, base, state, weights, head, {"optimizer": optimizer, "processes": own})
+        for old in list_checkpoints(output)[:-keep]:
+            with _staging(target.parent) as folder:
+                old.rename(folder / "old")  # a half-removed folder must not look like a checkpoint
+    processes.wait()
+
+
+def _write(
+    target: Path, base: Base, state: State, weights: dict[str, torch.Tensor], head: dict[str, torch.Tensor] | None,
+    rest: dict[str, Any],
+) -> None:  # fmt: skip
+    with _staging(target.parent) as folder:
+        if base.adapted:
+            save_file(lora.trained(base.model, weights), folder / TRAINED)
+            base.save_tokenizer(folder)
+        else:
+            base.save(folder, weights)
+        if head is not None:
+            save_length_head(head, folder)
+        torch.save(rest, folder / "trainer.pt")
         (folder / "state.json").write_text(json.dumps(state.__dict__, indent=2) + "\n", encoding="utf-8")
         for path in folder.iterdir():
             _sync(path)
         read_state(folder)
         _sync(folder)
         os.rename(folder, target)
-    _sync(parent)
-    for old in list_checkpoints(output)[:-keep]:
-        with _staging(parent) as folder:
-            old.rename(folder / "old")  # a half-removed folder must not look like a checkpoint
-    return target
+    _sync(target.parent)
 
 
 def read_state(folder: Path) -> State:
@@ -94,17 +124,29 @@ def read_state(folder: Path) -> State:
         ) from None
 
 
-def restore(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load optimiser and random generator states; the weights come with `base.load_folder`."""
+def restore(folder: Path, trainer: Trainer) -> Any:
+    """Load optimiser and random generator states, and return where this process's data stream stood. The weights
+    come with `base.load_folder`."""
     saved = torch.load(folder / "trainer.pt", weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["random"])
+    load_optimizer(trainer.optimizer, saved["optimizer"])
+    own = saved["processes"][trainer.processes.rank]
+    torch.set_rng_state(own["random"])
+    return own["stream"]
 
 
-def publish(output: Path, base: Base, record: str | None, record_name: str) -> None:
-    """Write the finished HF folder into `output`, config.json last: without it the folder is not a checkpoint."""
+def publish(output: Path, base: Base, trainer: Trainer, record: str | None, record_name: str) -> None:
+    """Write the finished HF folder into `output`, config.json last: without it the folder is not a checkpoint.
+    Adapters are merged into the weights."""
+    weights = whole_weights(base.model)
+    head = None if trainer.scorer.length_head is None else whole_weights(trainer.scorer.length_head)
+    if not trainer.processes.main:
+        return
+    if base.adapted:
+        weights = lora.merged(base.model, weights)
     with _staging(output) as folder:
-        base.save(folder)
+        base.save(folder, weights)
+        if head is not None:
+            save_length_head(head, folder)
         if record is not None:
             (folder / record_name).write_text(record, encoding="utf-8")
         names = sorted((path.name for path in folder.iterdir()), key=lambda name: name == "config.json")

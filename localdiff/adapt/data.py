@@ -15,30 +15,44 @@ import json
 import lzma
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from ..atomic import atomic_file
 from ..errors import OptionError
+from .batch import Batch
 
-SEPARATOR = b"<|endoftext|>"
+SEPARATOR = "<|endoftext|>"
 TOKENIZE_AT_ONCE = 256  # documents handed to the tokenizer in one call
 _OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, "": open}
 
 
 def read_documents(path: Path) -> Iterator[str]:
     """Yield the documents of one file, blank ones left out. Raises OptionError for files that cannot be read."""
+    kinds = (".txt", ".jsonl")
+    lines = read_lines(path, kinds)
+    return _json_documents(lines, path) if _kind(path)[0] == ".jsonl" else _text_documents(lines)
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """The kind of a file and how it is compressed, as suffixes."""
+    compression = path.suffix if path.suffix in _OPENERS else ""
+    return Path(path.name.removesuffix(compression)).suffix, compression
+
+
+def read_lines(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file with their numbers from 1. Raises OptionError for files that cannot be read."""
     if not path.is_file():
         raise OptionError(f"--data {path}: no such file")
-    compression = path.suffix if path.suffix in _OPENERS else ""
-    kind = Path(path.name.removesuffix(compression)).suffix
-    if kind not in (".txt", ".jsonl"):
-        raise OptionError(f"--data {path}: expected .txt or .jsonl, alone or with .xz or .gz after it")
-    read = _json_documents if kind == ".jsonl" else _text_documents
+    kind, compression = _kind(path)
+    if kind not in kinds:
+        raise OptionError(f"--data {path}: expected {' or '.join(kinds)}, alone or with .xz or .gz after it")
     try:
         with _OPENERS[compression](path, "rb") as file:
-            yield from read(file, path)
+            for number, line in enumerate(file, 1):
+                yield number, _decode(line, path, number)
     except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
         raise OptionError(f"--data {path}: the compressed file is damaged ({error})") from None
 
@@ -50,31 +64,28 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
         raise OptionError(f"--data {path}: not UTF-8 text near line {line}; convert the file first") from None
 
 
-def _text_documents(file: IO[bytes], path: Path) -> Iterator[str]:
-    lines: list[bytes] = []
-    number = 0
-    for number, line in enumerate(file, 1):
+def _text_documents(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+    document: list[str] = []
+    for _, line in lines:
         if line.strip() == SEPARATOR:
-            document = _decode(b"".join(lines), path, number).strip()
-            lines.clear()
-            if document:
-                yield document
+            text = "".join(document).strip()
+            document.clear()
+            if text:
+                yield text
         else:
-            lines.append(line)
-    document = _decode(b"".join(lines), path, number).strip()
-    if document:
-        yield document
+            document.append(line)
+    text = "".join(document).strip()
+    if text:
+        yield text
 
 
-def _json_documents(file: IO[bytes], path: Path) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+def _json_documents(lines: Iterator[tuple[int, str]], path: Path) -> Iterator[str]:
+    for number, line in lines:
         if not line.strip():
             continue
         try:
-            document = json.loads(_decode(line, path, number))["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, OptionError):
-                raise
+            document = json.loads(line)["text"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise OptionError(f'--data {path}: line {number} is not a JSON object with a string "text"') from None
         if document:
             yield document
@@ -153,9 +164,9 @@ class PackedData:
         self._offset = 0
         self._order = np.zeros(0, np.int64)
 
-    def batch(self, first: int, count: int) -> np.ndarray:
-        """Sequences first .. first + count - 1 of the endless stream, int64 [count, length]."""
-        return np.stack([self._sequence(index) for index in range(first, first + count)])
+    def batch(self, first: int, count: int) -> Batch:
+        """Sequences first .. first + count - 1 of the endless stream."""
+        return Batch(torch.from_numpy(np.stack([self._sequence(index) for index in range(first, first + count)])))
 
     def _sequence(self, index: int) -> np.ndarray:
         epoch, position = divmod(index, self.per_epoch)
@@ -168,12 +179,13 @@ class PackedData:
         return self._tokens[start : start + self.length].astype(np.int64)
 
 
-def held_out_sequences(tokens: np.ndarray, length: int, count: int) -> np.ndarray:
-    """`count` sequences (fewer where the text is short) spread evenly over the held-out tokens, int64 [n, length]."""
+def held_out_sequences(tokens: np.ndarray, length: int, count: int) -> Batch:
+    """`count` sequences (fewer where the text is short) spread evenly over the held-out tokens."""
     available = len(tokens) // length
     if available == 0:
         raise OptionError(
             f"--eval-data: {len(tokens)} tokens of text, too short for one sequence of {length}; give more text"
         )
     chosen = np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
-    return np.stack([tokens[row * length : (row + 1) * length] for row in chosen]).astype(np.int64)
+    sequences = np.stack([tokens[row * length : (row + 1) * length] for row in chosen]).astype(np.int64)
+    return Batch(torch.from_numpy(sequences))

@@ -1,23 +1,78 @@
-"""Training objectives: noise, attention annealing and losses, one table row per method.
+"""Training objectives: what a batch becomes (noise), which tokens are scored, and what each weighs.
 
-diffugpt   the step of DiffuGPT/DiffuLLaMA (arXiv:2410.17891): absorbing noise at one time t per sequence, attention
-           opened at random while training proceeds, shifted cross-entropy on masked tokens weighted 1/t
+diffugpt   one time t per sequence; (1/t) CE over the masked positions, divided by their number in the batch
+           (arXiv:2410.17891, and the authors' code for the divisor)
+mdlm       one t per sequence; (1/t) CE or CE, divided by the maskable tokens of the batch or of the sequence, or by
+           the number of sequences (arXiv:2406.07524, equation 10, with alpha = 1 - t)
+rdm        two coupled steps t of T per sequence; (T - t + 1) CE or T CE, divided by the maskable tokens of the
+           sequence, averaged over both halves (arXiv:2302.05737, arXiv:2308.12219)
+bd3lm      mdlm with one t per block of B tokens; a block sees itself and the clean blocks before it
+           (arXiv:2503.09573, equation 8)
 ar         next-token cross-entropy under the causal mask
 
-The head runs only on the rows that are scored. Random numbers come from the generator passed in. Not here: optimiser,
-data, devices.
+Not here: the forward pass (bodies.py), optimiser, data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-MIN_TIME = 0.001  # t is drawn from [0.001, 1)
+from . import methods, noise
+from .batch import Batch
+from .bodies import Inputs, Scorer, padding_mask
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method with its settings resolved.
+
+    weight           one of the method's weights, "" where it has none
+    normalise        what mdlm and bd3lm divide by, one of methods.NORMALISERS
+    shift            row i - 1 predicts token i
+    masked_base      the base is a masked language model, whose attention is bidirectional by itself
+    block            tokens per block of bd3lm
+    timesteps        T of rdm; mask_ratio a fixed share of masked tokens in place of a drawn one
+    label_smoothing  of rdm: that share of the loss is the mean over the vocabulary, weighted T
+    """
+
+    method: str
+    mask_token: int | None
+    weight: str = ""
+    normalise: str = "token"
+    shift: bool = True
+    masked_base: bool = False
+    block: int = 0
+    timesteps: int = methods.TIMESTEPS
+    mask_ratio: float | None = None
+    label_smoothing: float = 0.0
+
+    @property
+    def row(self) -> methods.Method:
+        return methods.TABLE[self.method]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch after the noise. All [n, length]; n is twice the batch for rdm.
+
+    tokens      int64, what the model sees
+    original    int64, what it shall predict
+    scored      bool, where it is asked; never position 0 under shift, which no row predicts
+    weights     float32, of the cross-entropy of each token, divisors included
+    smoothing   float32, of the mean over the vocabulary; None: no label smoothing
+    valid       bool, False where padding is not to be seen; None: everything is seen
+    """
+
+    tokens: Tensor
+    original: Tensor
+    scored: Tensor
+    weights: Tensor
+    smoothing: Tensor | None = None
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -27,114 +82,142 @@ class Losses:
     loss: Tensor  # scalar
     plain: Tensor  # scalar, unweighted mean cross-entropy of the scored tokens
     scored: int
+    rows: int  # that went through the body, row_length of them attending to each other
+    row_length: int
+    length_loss: Tensor | None = None  # of the length head
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What an objective may depend on besides the batch."""
-
-    mask_token: int | None
-    open_fraction: float  # r of the annealing, 0 = causal, 1 = fully bidirectional
-    generator: torch.Generator
-
-
-def draw_times(batch: int, generator: torch.Generator) -> Tensor:
-    """One time per sequence, float32 [batch], 0.001 + 0.999 u with u uniform on [0, 1)."""
-    return MIN_TIME + (1 - MIN_TIME) * torch.rand(batch, generator=generator)
+def maskable_of(batch: Batch, shift: bool) -> Tensor:
+    """bool [n, length]: what noise may hide and the loss may score."""
+    maskable = torch.ones_like(batch.tokens, dtype=torch.bool)
+    if batch.given is not None:
+        maskable &= ~batch.given
+    if batch.valid is not None:
+        maskable &= batch.valid
+    if shift:
+        maskable[:, 0] = False
+    return maskable
 
 
-def add_noise(
-    tokens: Tensor, times: Tensor, mask_token: int, generator: torch.Generator, given: Tensor | None = None
-) -> Tensor:
-    """Replace each token by the mask with the probability of its sequence.
-
-    tokens   int64 [batch, length]
-    times    float32 [batch], masking probability of each sequence
-    given    bool [batch, length], True where a token is never replaced; None: nowhere
-    """
-    noised = torch.rand(tokens.shape, generator=generator) < times[:, None]
-    if given is not None:
-        noised &= ~given
-    return torch.where(noised, mask_token, tokens)
-
-
-def open_fraction(step: int, anneal_steps: int) -> float:
-    """Share of future positions that are visible at a step (0-based): it grows linearly to 1."""
-    return min(1.0, (step + 1) / anneal_steps)
+def _diffugpt(batch: Batch, objective: Objective, generator: torch.Generator) -> Noised:
+    assert objective.mask_token is not None
+    tokens = batch.tokens
+    times = noise.draw_times(len(tokens), generator)
+    # every position may be hidden, the first included; it is the loss that leaves the first out under shift
+    hidden = noise.draw_masked(times, maskable_of(batch, shift=False), generator)
+    noised = torch.where(hidden, objective.mask_token, tokens)
+    scored = noised == objective.mask_token  # a genuine token equal to the mask counts, as in the authors' code
+    if objective.shift:
+        scored[:, 0] = False
+    count = scored.sum().clamp(min=1)  # a batch without a masked token has loss 0
+    return Noised(noised, tokens, scored, (1 / times / count)[:, None].expand_as(scored), valid=batch.valid)
 
 
-def annealed_mask(length: int, fraction: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask [1, 1, length, length]: 0 where row i may see position j, the dtype's minimum elsewhere.
-
-    The lower triangle is always visible; above it each entry is open with probability `fraction`. One matrix serves
-    all sequences, heads and layers of the call.
-    """
-    visible = torch.ones(length, length, dtype=torch.bool).tril()
-    visible |= torch.rand(length, length, generator=generator) < fraction
-    mask = torch.zeros(length, length, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-    return mask[None, None]
-
-
-def scored_logits(model: Any, tokens: Tensor, attention: Tensor | None, rows: Tensor) -> Tensor:
-    """Logits float32 [n, vocab] of the chosen rows; `rows` is bool [batch, length].
-
-    attention   additive mask [1 or batch, 1, length, length]; None: the model's own causal mask
-    """
-    if attention is not None:
-        attention = attention.expand(len(tokens), 1, -1, -1)
-    hidden = model.base_model(input_ids=tokens, attention_mask=attention, use_cache=False).last_hidden_state
-    logits: Tensor = model.get_output_embeddings()(hidden[rows])
-    return logits.float()
+def _masked_diffusion(batch: Batch, objective: Objective, generator: torch.Generator) -> Noised:
+    """mdlm and bd3lm."""
+    assert objective.mask_token is not None
+    tokens, maskable = batch.tokens, maskable_of(batch, objective.shift)
+    if objective.block:
+        blocks = torch.arange(tokens.shape[1]) // objective.block
+        times = noise.draw_times((len(tokens), int(blocks[-1]) + 1), generator)[:, blocks]
+    else:
+        times = noise.draw_times(len(tokens), generator)[:, None].expand(tokens.shape)
+    scored = noise.draw_masked(times, maskable, generator)
+    weights = 1 / times if objective.weight == "1/t" else torch.ones_like(times)
+    if objective.normalise == "token":
+        weights = weights / maskable.sum().clamp(min=1)
+    elif objective.normalise == "sequence":
+        weights = weights / (maskable.sum(dim=1, keepdim=True).clamp(min=1) * len(tokens))
+    else:
+        weights = weights / len(tokens)
+    noised = torch.where(scored, objective.mask_token, tokens)
+    return Noised(noised, tokens, scored, weights, valid=batch.valid)
 
 
-def shifted_rows(targets: Tensor) -> Tensor:
-    """Rows whose logits predict the chosen targets when row i - 1 predicts token i; position 0 has none."""
-    rows = torch.zeros_like(targets)
-    rows[:, :-1] = targets[:, 1:]
-    return rows
+def _reparameterised(batch: Batch, objective: Objective, generator: torch.Generator) -> Noised:
+    assert objective.mask_token is not None
+    tokens, maskable, total = batch.tokens, maskable_of(batch, objective.shift), objective.timesteps
+    first, second = noise.draw_steps(len(tokens), total, objective.mask_ratio, generator)
+    outer, inner = noise.draw_coupled(first, second, total, maskable, generator)
+    scored, steps = torch.cat([outer, inner]), torch.cat([first, second])
+    twice = tokens.repeat(2, 1)
+    divisor = maskable.sum(dim=1).clamp(min=1).repeat(2) * len(twice)
+    factor = total - steps + 1 if objective.weight == "linear" else torch.full_like(steps, total)
+    share = objective.label_smoothing
+    weights = ((1 - share) * factor / divisor)[:, None].expand_as(scored)
+    smoothing = (share * total / divisor)[:, None].expand_as(scored) if share else None
+    valid = None if batch.valid is None else batch.valid.repeat(2, 1)
+    return Noised(torch.where(scored, objective.mask_token, twice), twice, scored, weights, smoothing, valid)
 
 
-def diffugpt_losses(logits: Tensor, tokens: Tensor, noised: Tensor, times: Tensor, mask_token: int) -> Losses:
-    """sum (1/t) CE over the masked positions from 1 on, divided by their number in the batch.
-
-    logits   float32 [n, vocab] of the rows `shifted_rows(noised == mask_token)`, in order
-    A genuine token equal to the mask counts as masked, as in the original code.
-    """
-    scored = (noised == mask_token)[:, 1:]
-    entropies = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][scored], reduction="none")
-    weights = (1 / times)[:, None].expand_as(scored)[scored]
-    count = max(1, int(scored.sum()))  # a batch without a masked token has loss 0
-    return Losses((weights * entropies).sum() / count, entropies.sum().detach() / count, int(scored.sum()))
+def _autoregressive(batch: Batch, objective: Objective, generator: torch.Generator) -> Noised:
+    scored = maskable_of(batch, shift=True)
+    count = scored.sum().clamp(min=1)
+    return Noised(batch.tokens, batch.tokens, scored, (1 / count).expand(scored.shape))
 
 
-def diffugpt(model: Any, tokens: Tensor, setting: Setting, dtype: torch.dtype, given: Tensor | None = None) -> Losses:
-    assert setting.mask_token is not None
-    times = draw_times(len(tokens), setting.generator)
-    noised = add_noise(tokens, times, setting.mask_token, setting.generator, given)
-    attention = annealed_mask(tokens.shape[1], setting.open_fraction, setting.generator, dtype)
-    logits = scored_logits(model, noised, attention, shifted_rows(noised == setting.mask_token))
-    return diffugpt_losses(logits, tokens, noised, times, setting.mask_token)
-
-
-def autoregressive(
-    model: Any, tokens: Tensor, setting: Setting, dtype: torch.dtype, given: Tensor | None = None
-) -> Losses:
-    targets = torch.ones_like(tokens, dtype=torch.bool) if given is None else ~given
-    logits = scored_logits(model, tokens, None, shifted_rows(targets))
-    scored = targets[:, 1:]
-    loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][scored])
-    return Losses(loss, loss.detach(), int(scored.sum()))
-
-
-@dataclass(frozen=True)
-class Method:
-    """One training method. `diffusion` says whether the result is a diffusion model with a mask and a record."""
-
-    losses: Callable[..., Losses]
-    diffusion: bool
-
-
-METHODS: dict[str, Method] = {
-    "diffugpt": Method(diffugpt, diffusion=True),
-    "ar": Method(autoregressive, diffusion=False),
+NOISES: dict[str, Callable[[Batch, Objective, torch.Generator], Noised]] = {
+    "diffugpt": _diffugpt,
+    "mdlm": _masked_diffusion,
+    "rdm": _reparameterised,
+    "bd3lm": _masked_diffusion,
+    "ar": _autoregressive,
 }
+
+
+def lay_out(
+    noised: Noised, objective: Objective, opened: float, generator: torch.Generator, dtype: torch.dtype
+) -> Inputs:
+    """What the model reads for a noised batch, and which of its rows predict the scored tokens.
+
+    opened   share of future positions that are visible (noise.open_fraction)
+    dtype    of additive masks
+
+    Under block attention the noised sequence is followed by the clean one. There, with shift, the first token of a
+    block is predicted by the clean last row of the block before, which is what a runtime has when it starts a block.
+    """
+    tokens, length = noised.tokens, noised.tokens.shape[1]
+    sequence, place = noised.scored.nonzero(as_tuple=True)
+    source = place - 1 if objective.shift else place
+    targets = noised.original[noised.scored]
+    attention: Tensor | None
+    if objective.block:
+        if objective.shift:
+            source = torch.where(place % objective.block == 0, length + source, source)
+        both = torch.cat([tokens, noised.original], dim=1)
+        attention = noise.block_mask(length, objective.block, dtype)
+        positions = torch.arange(length).repeat(2)
+        return Inputs(both, attention, sequence * 2 * length + source, targets, positions)
+    if not objective.row.diffusion:
+        attention = None
+    elif objective.masked_base:
+        attention = noised.valid
+    else:
+        attention = noise.annealed_mask(length, opened, generator, dtype)
+        if noised.valid is not None:
+            attention = torch.minimum(attention, padding_mask(noised.valid, dtype))
+    return Inputs(tokens, attention, sequence * length + source, targets)
+
+
+def losses(
+    scorer: Scorer,
+    batch: Batch,
+    objective: Objective,
+    opened: float,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Losses:
+    """Noise a batch and score it once."""
+    noised = NOISES[objective.method](batch, objective, generator)
+    inputs = lay_out(noised, objective, opened, generator, dtype)
+    weights = noised.weights[noised.scored]
+    smoothing = None if noised.smoothing is None else noised.smoothing[noised.scored]
+    sources = batch.sources() if scorer.length_head is not None else None
+    if device is not None:
+        inputs, weights = inputs.to(device), weights.to(device)
+        smoothing = None if smoothing is None else smoothing.to(device)
+        sources = None if sources is None else tuple(tensor.to(device) for tensor in sources)  # type: ignore[assignment]
+    loss, entropies, length_loss = scorer(inputs, weights, smoothing, sources, dtype)
+    plain = entropies.sum() / max(1, len(entropies))
+    return Losses(loss, plain, len(entropies), inputs.tokens.numel(), inputs.tokens.shape[1], length_loss)

@@ -30,7 +30,10 @@ class StepReport:
     lr: float
     grad_norm: float
     open_fraction: float
-    tokens_per_second: float
+    tokens_per_second: float  # of all processes
+    tflops: float  # done by each device, forward and backward; what is computed twice counts once
+    utilisation: float | None  # share of the device's peak (MFU); None where the peak is not known
+    length_loss: float | None = None  # of the length head, nats per sequence
 
 
 class Progress(Protocol):
@@ -75,6 +78,8 @@ class TerminalProgress:
 
     def step(self, report: StepReport) -> None:
         text = f"loss {report.loss:.3f}  {report.tokens_per_second:,.0f} tokens/s"
+        if report.utilisation is not None:
+            text += f"  {report.utilisation:.1%} of peak"
         if self._bar is not None:
             self._bar.update(self._task, completed=report.step, description=text)
             return

@@ -1,31 +1,40 @@
 """adapt(): base, data, trainer, checkpoints and log tied together.
 
-The output folder holds adapt.json (the settings), checkpoints/, tokens/ (packed training text), train_log.jsonl and
-loss.png while training runs, and at the end the result itself: an HF folder, with localdiff.json for diffusion methods.
+The output folder holds adapt.json (the settings), config.toml where one was given, checkpoints/, tokens/ (packed
+training text), train_log.jsonl and loss.png while training runs, and at the end the result itself: an HF folder, with
+localdiff.json for diffusion methods.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from ..atomic import atomic_file
 from ..errors import OptionError
 from ..presets import parse_override
 from ..spec import RECORD_FILE, DiffusionSpec
-from . import checkpoint
+from . import checkpoint, lora, methods
 from .base import Base, choose_mask, from_scratch, load_base, load_folder
+from .batch import Batch
+from .bodies import Scorer
 from .bound import autoregressive_nll, diffusion_bound
-from .data import PackedData, held_out_sequences, load_tokens
-from .objective import METHODS
+from .length_head import length_head_for, load_length_head
+from .objective import Objective
 from .options import OPTIONS_FILE, AdaptOptions, flag_name
+from .processes import Processes
 from .progress import Progress, SilentProgress, TrainingLog
+from .sources import Source, instruct_tokens, open_source
 from .trainer import Trainer
 
 EVAL_DRAWS = 4  # noise levels per held-out sequence during training
+CONFIG_COPY = "config.toml"
 
 
 @dataclass(frozen=True)
@@ -40,50 +49,95 @@ class AdaptResult:
 
 
 def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
-    progress = progress or SilentProgress()
-    output = Path(options.output)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    processes = Processes(options.device)
+    progress = progress if progress is not None and processes.main else SilentProgress()
+    output = Path(options.output)
     newest = _newest_checkpoint(output, options)
     if newest is not None:
         saved = checkpoint.read_state(newest)
         _check_same_run(saved, options, newest)
-        base, mask_token = load_folder(newest), saved.mask_token
+        base, mask_token = _continued(options, newest, saved.mask_token), saved.mask_token
     else:
         base, mask_token = _start(options)
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    if options.lora:
+        _attach_adapters(base, options, newest)
     length = options.length or base.context
     if length > base.context:
         raise OptionError(f"--length is {length}, but the base has a context of {base.context} tokens")
-    diffusion = METHODS[options.method].diffusion
-    record = _record(base, mask_token, length, options.diffusion) if diffusion else None
-    tokens, name = load_tokens([Path(p) for p in options.data], base.tokenizer, base.end_token, output / "tokens")
-    trainer = Trainer(base, PackedData(tokens, length, options.seed), options, mask_token)
+    objective = resolve(options, base, mask_token)
+    record = _record(base, objective, length, options) if objective.row.diffusion else None
+    source = open_source(options, base, length, objective.shift, output, processes)
+    head = length_head_for(base.model) if options.length_head else None
+    if head is not None and newest is not None:
+        head = load_length_head(base.model, newest)
+    if options.checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainer = Trainer(Scorer(base.model, head), source.data, options, objective, processes)
     if newest is not None:
-        if saved.data != name:
+        if saved.data != source.name:
             raise OptionError(f"--resume: the training text is not the one of {newest}; give the same files")
-        checkpoint.restore(newest, trainer.optimizer)
+        if source.stream is not None and saved.processes != processes.world:
+            raise OptionError(
+                f"--resume: {saved.processes} processes read the stream so far, but this run has {processes.world}; "
+                "start as many"
+            )
+        stream = checkpoint.restore(newest, trainer)
+        if source.stream is not None:
+            source.stream.restore(stream)
         trainer.step = saved.step
     else:
-        torch.manual_seed(options.seed)
-    output.mkdir(parents=True, exist_ok=True)
-    if newest is None:
-        with atomic_file(output / OPTIONS_FILE) as part:
-            part.write_text(options.to_json(), encoding="utf-8")
-    log = TrainingLog(output, trainer.step)
-    parameters = sum(parameter.numel() for parameter in base.model.parameters())
-    progress.note(f"{parameters:,} parameters, {len(tokens):,} tokens, {trainer.data.per_epoch} sequences of {length}")
+        torch.manual_seed(options.seed + processes.rank)
+    log = _begin(output, options, trainer, newest is None)
+    trained = sum(parameter.numel() for parameter in trainer.scorer.parameters() if parameter.requires_grad)
+    share = f", {trained:,} of them trained" if options.lora else ""
+    progress.note(f"{parameters:,} parameters{share}; {source.description}")
 
     def save() -> None:
-        state = checkpoint.State(trainer.step, options.lasting(), name, length, mask_token)
-        checkpoint.save_checkpoint(output, base, trainer.optimizer, state, options.keep)
+        state = checkpoint.State(trainer.step, options.lasting(), source.name, length, mask_token, processes.world)
+        place = None if source.stream is None else source.stream.state()
+        checkpoint.save_checkpoint(output, base, trainer, state, options.keep, place)
 
     try:
-        trainer.run(progress, log.step, save, _evaluator(trainer, log, output, progress))
+        report = log.step if log is not None else lambda _: None
+        trainer.run(progress, report, save, _evaluator(trainer, source, log, progress))
     finally:
-        log.close()
-    checkpoint.publish(output, base, record, RECORD_FILE)
-    losses = [line["loss"] for line in log.read() if "loss" in line]
+        if log is not None:
+            log.close()
+    checkpoint.publish(output, base, trainer, record, RECORD_FILE)
+    losses = [line["loss"] for line in log.read() if "loss" in line] if log is not None else []
     return AdaptResult(output, trainer.step, parameters, mask_token, losses[-1] if losses else None)
+
+
+def resolve(options: AdaptOptions, base: Base, mask_token: int | None) -> Objective:
+    """The objective that the options mean for this base."""
+    row = methods.TABLE[options.method]
+    kind = "masked" if base.family.masked else "causal"
+    name = type(base.model).__name__
+    if kind not in row.bases:
+        known = ", ".join(method for method, each in methods.TABLE.items() if kind in each.bases)
+        raise OptionError(f"--method {options.method} does not go with a {name}; choose one of {known}")
+    if kind == "masked":
+        for setting in ("shift", "anneal_steps"):
+            if getattr(options, setting) not in (None, "off", 1):
+                raise OptionError(
+                    f"{flag_name(setting)} is for models with causal attention, but the base is a {name}; leave it out"
+                )
+    shift = row.shift if options.shift is None else options.shift == "on"
+    return Objective(
+        options.method,
+        mask_token,
+        weight=options.weight or (row.weights[0] if row.weights else ""),
+        normalise=options.normalise or methods.NORMALISERS[0],
+        shift=shift and kind == "causal",
+        masked_base=kind == "masked",
+        block=(options.block_length or methods.BLOCK_LENGTH) if "block_length" in row.settings else 0,
+        timesteps=options.timesteps or methods.TIMESTEPS,
+        mask_ratio=options.mask_ratio,
+        label_smoothing=options.label_smoothing or 0.0,
+    )
 
 
 def _newest_checkpoint(output: Path, options: AdaptOptions) -> Path | None:
@@ -108,43 +162,90 @@ def _check_same_run(saved: checkpoint.State, options: AdaptOptions, folder: Path
 
 
 def _start(options: AdaptOptions) -> tuple[Base, int | None]:
-    if options.config is not None:
+    if options.shape is not None:
         assert options.tokenizer is not None
-        return from_scratch(options.config, options.tokenizer, options.length, options.seed), None
-    assert options.base is not None
-    base = load_base(Path(options.base), options.tokenizer)
-    if not METHODS[options.method].diffusion:
+        base = from_scratch(options.shape, options.tokenizer, options.length, options.seed)
+    else:
+        assert options.base is not None
+        base = load_base(Path(options.base), options.tokenizer)
+    if not methods.TABLE[options.method].diffusion:
         return base, None
     return base, choose_mask(base, options.mask_token, options.mask_id)
 
 
-def _record(base: Base, mask_token: int | None, length: int, override: str | None) -> str:
-    assert mask_token is not None
-    spec = DiffusionSpec(mask_token, logit_shift=True, canvas_max=length, stop_tokens=(base.end_token,))
-    if override:
-        fields = parse_override(override)
-        fixed = sorted(set(fields) & {"mask_token", "logit_shift", "attention", "process", "canvas_max"})
-        if fixed:
-            raise OptionError(f"--diffusion: {', '.join(fixed)} follows from the training and cannot be set here")
+def _continued(options: AdaptOptions, newest: Path, mask_token: int | None) -> Base:
+    """The model of a checkpoint; with LoRA the base anew, whose trained weights follow."""
+    if not options.lora:
+        return load_folder(newest)
+    base, again = _start(options)
+    if again != mask_token:
+        raise OptionError("--resume: the base is not the one that the run was started with; give the same")
+    return base
+
+
+def _attach_adapters(base: Base, options: AdaptOptions, newest: Path | None) -> None:
+    torch.manual_seed(options.seed)
+    lora.attach(base.model, options.lora, options.lora_alpha or 2.0 * options.lora, options.lora_dropout)
+    base.adapted = True
+    if newest is not None:
+        lora.load_trained(base.model, load_file(newest / checkpoint.TRAINED))
+
+
+def _record(base: Base, objective: Objective, length: int, options: AdaptOptions) -> str:
+    assert objective.mask_token is not None
+    roles: dict[str, Any] = {}
+    if objective.masked_base:
+        roles = {name: base.token(name) for name in ("pad_token", "sep_token")}
+    spec = DiffusionSpec(
+        objective.mask_token,
+        logit_shift=objective.shift,
+        attention="block_causal" if objective.block else "full",
+        block_length=objective.block,
+        canvas_max=length,
+        decoder=objective.row.decoder,
+        stop_tokens=(base.end_token,),
+        **{**roles, **instruct_tokens(options, base)},
+    )
+    if options.diffusion:
+        fields = parse_override(options.diffusion)
+        fixed = {"mask_token", "logit_shift", "attention", "block_length", "process", "canvas_max"}
+        if not objective.block:
+            fixed.discard("block_length")  # of block decoders on a model that sees everything
+        if clash := sorted(set(fields) & fixed):
+            raise OptionError(f"--diffusion: {', '.join(clash)} follows from the training and cannot be set here")
         spec = replace(spec, **fields)
     spec.check_vocabulary(base.vocabulary)
     return spec.to_json()
 
 
-def _evaluator(trainer: Trainer, log: TrainingLog, output: Path, progress: Progress) -> Callable[[], None] | None:
-    options, base = trainer.options, trainer.base
-    if not options.eval_data:
+def _begin(output: Path, options: AdaptOptions, trainer: Trainer, fresh: bool) -> TrainingLog | None:
+    """Write the settings; the log, which one process keeps."""
+    if not trainer.processes.main:
         return None
-    paths = [Path(path) for path in options.eval_data]
-    tokens, _ = load_tokens(paths, base.tokenizer, base.end_token, output / "tokens")
-    sequences = held_out_sequences(tokens, trainer.data.length, options.eval_sequences)
+    output.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        with atomic_file(output / OPTIONS_FILE) as part:
+            part.write_text(options.to_json(), encoding="utf-8")
+        if options.config is not None:
+            with atomic_file(output / CONFIG_COPY) as part:
+                shutil.copyfile(options.config, part)
+    return TrainingLog(output, trainer.step)
+
+
+def _evaluator(
+    trainer: Trainer, source: Source, log: TrainingLog | None, progress: Progress
+) -> Callable[[], None] | None:
+    if not trainer.options.eval_data:
+        return None
+    held_out: Batch = source.held_out()
 
     def evaluate() -> None:
-        if trainer.mask_token is not None:
-            value, error = diffusion_bound(base.model, sequences, trainer.mask_token, EVAL_DRAWS)
+        if trainer.objective.row.diffusion:
+            value, error = diffusion_bound(trainer.scorer, held_out, trainer.objective, EVAL_DRAWS)
         else:
-            value, error = autoregressive_nll(base.model, sequences)
-        log.held_out(trainer.step, value, error)
+            value, error = autoregressive_nll(trainer.scorer, held_out)
+        if log is not None:
+            log.held_out(trainer.step, value, error)
         progress.note(f"step {trainer.step}: held-out {value:.4f} +- {error:.4f} nats per token")
 
     return evaluate

@@ -1,8 +1,10 @@
 """The training loop: batches in, optimiser steps out, checkpoints and reports on the way.
 
 Everything random is a function of the seed and of the step, or is stored in the checkpoint, so a continued run takes
-exactly the steps that an uninterrupted one would have taken. Weights and optimiser state are f32; `bf16` means
-autocast around the forward pass. Not here: what the loss is (objective.py), files (checkpoint.py, data.py).
+exactly the steps that an uninterrupted one would have taken. Of several processes each takes sequences of its own, in
+the order in which one process with as many passes per step would: the two have the same curve. Weights and optimiser
+state are f32; `bf16` means autocast around the forward pass. Not here: what the loss is (objective.py), files
+(checkpoint.py, data.py).
 """
 
 from __future__ import annotations
@@ -13,31 +15,45 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from ..errors import LocaldiffError
-from .base import Base
-from .data import PackedData
-from .objective import METHODS, Setting, open_fraction
+from .batch import Batch
+from .bodies import Scorer
+from .flops import Counter
+from .noise import open_fraction
+from .objective import Objective, losses
 from .options import AdaptOptions
+from .processes import Processes
 from .progress import Progress, StepReport
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 
+class Data(Protocol):
+    """An endless sequence of training sequences; first grows from call to call."""
+
+    length: int
+
+    def batch(self, first: int, count: int) -> Batch: ...
+
+
 def learning_rate(step: int, options: AdaptOptions) -> float:
-    """Rate of a step (0-based): a linear rise over the warm-up, then half a cosine down to 0 or a constant."""
+    """Rate of a step (0-based): a linear rise over the warm-up, then half a cosine down to 0, a constant, or a fall
+    with the inverse square root of the step."""
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
     if options.schedule == "constant":
         return options.lr
+    if options.schedule == "inverse-sqrt":
+        return options.lr * math.sqrt(max(1, options.warmup) / (step + 1))
     share = (step - options.warmup) / max(1, options.steps - options.warmup)
     return options.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def build_optimizer(model: Any, options: AdaptOptions) -> torch.optim.AdamW:
+def build_optimizer(model: torch.nn.Module, options: AdaptOptions) -> torch.optim.AdamW:
     """AdamW without weight decay on norms and biases, which are the parameters of one dimension."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -76,42 +92,57 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
 class Trainer:
     """Runs optimiser steps for one model. `step` counts the steps done."""
 
-    def __init__(self, base: Base, data: PackedData, options: AdaptOptions, mask_token: int | None):
-        self.base = base
+    def __init__(
+        self, scorer: Scorer, data: Data, options: AdaptOptions, objective: Objective, processes: Processes
+    ) -> None:
+        self.scorer = scorer
         self.data = data
         self.options = options
-        self.mask_token = mask_token
+        self.objective = objective
+        self.processes = processes
         self.step = 0
-        self.optimizer = build_optimizer(base.model, options)
-        self._method = METHODS[options.method]
         self._dtype = DTYPES[options.dtype]
+        self._counter = Counter(scorer.model, processes.device, options.peak_tflops, self._dtype)
+        processes.shard(scorer, self._dtype)
+        self.optimizer = build_optimizer(scorer, options)
 
     def train_step(self) -> StepReport:
-        options = self.options
+        options, processes = self.options, self.processes
         started = time.monotonic()
         lr = learning_rate(self.step, options)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.base.model.train()
-        opened = open_fraction(self.step, options.anneal_steps) if self._method.diffusion else 0.0
-        total = plain = 0.0
-        for forward in range(self.step * options.accumulate, (self.step + 1) * options.accumulate):
-            tokens = torch.from_numpy(self.data.batch(forward * options.batch, options.batch))
-            setting = Setting(self.mask_token, opened, noise_generator(options.seed, forward))
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype is torch.bfloat16):
-                losses = self._method.losses(self.base.model, tokens, setting, self._dtype)
-            total += losses.loss.item() / options.accumulate
-            if not math.isfinite(total):
-                raise LocaldiffError(f"the loss is {total} at step {self.step + 1}; start again with a smaller --lr")
-            (losses.loss / options.accumulate).backward()  # type: ignore[no-untyped-call]
-            plain += losses.plain.item() / options.accumulate
+        self.scorer.train()
+        opened = open_fraction(self.step, options.annealing) if self.objective.row.diffusion else 0.0
+        total = plain = length_loss = work = 0.0
+        for index in range(options.accumulate):
+            forward = (self.step * options.accumulate + index) * processes.world + processes.rank
+            batch = self.data.batch(forward * options.batch, options.batch)
+            generator = noise_generator(options.seed, forward)
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16):
+                found = losses(self.scorer, batch, self.objective, opened, generator, self._dtype, processes.device)
+            both = found.loss if found.length_loss is None else found.loss + found.length_loss
+            (both / options.accumulate).backward()  # type: ignore[no-untyped-call]
+            total += found.loss.item() / options.accumulate
+            plain += found.plain.item() / options.accumulate
+            length_loss += 0.0 if found.length_loss is None else found.length_loss.item() / options.accumulate
+            work += self._counter.pass_(found.rows, found.row_length, found.scored)
+        total, plain, length_loss = processes.mean(total, plain, length_loss)
+        if not math.isfinite(total + length_loss):
+            raise LocaldiffError(f"the loss is {total} at step {self.step + 1}; start again with a smaller --lr")
         limit = options.clip if options.clip > 0 else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.base.model.parameters(), limit))
+        norm = torch.nn.utils.clip_grad_norm_(self.scorer.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        speed = options.accumulate * options.batch * self.data.length / (time.monotonic() - started)
-        return StepReport(self.step, total, plain, lr, norm, opened, speed)
+        norm_value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        seconds = time.monotonic() - started
+        tokens = options.accumulate * options.batch * self.data.length * processes.world
+        rate, utilisation = self._counter.rate(work, seconds)
+        return StepReport(
+            self.step, total, plain, lr, norm_value, opened, tokens / seconds, rate, utilisation,
+            None if self.scorer.length_head is None else length_loss,
+        )  # fmt: skip
 
     def run(
         self,
@@ -133,7 +164,7 @@ class Trainer:
                         evaluate()
                     if last or self.step % self.options.save_every == 0:
                         save()
-                    if interrupted() and not last:
+                    if self.processes.any(interrupted()) and not last:
                         save()
                         progress.note(f"stopped after step {self.step}; the checkpoint is written, --resume continues")
                         raise KeyboardInterrupt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,16 +12,20 @@ from ..adapt import AdaptOptions
 from .flags import ManyValues, flags, given
 
 
-@click.command(cls=ManyValues, short_help="train an autoregressive checkpoint into a diffusion model")
+@click.command(cls=ManyValues, short_help="train a language model into a diffusion model")
 @click.argument("base", required=False)
 @flags(AdaptOptions, without=("base",), short={"output": "o"})
 def command(base: str | None, **values: Any) -> None:
     """Adapt BASE (an HF folder, a .gguf file or a llama2.c .bin) to a diffusion language model.
 
     Needs the extra: pip install 'localdiff[train]'. Ctrl-C leaves a checkpoint; `adapt -o OUT_DIR --resume` continues
-    from it with the settings it was started with.
+    from it with the settings it was started with. Several GPUs or machines: accelerate launch -m localdiff adapt ...
     """
     settings = given({"base": base, **values}, AdaptOptions)
+    if values["config"] is not None and not values["resume"]:
+        from ..adapt.config_file import read_config
+
+        settings = {**read_config(Path(values["config"])), **settings}
     if values["resume"]:
         options = AdaptOptions.resumed(settings.pop("output", ""), settings)
     else:
