@@ -10,16 +10,18 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .cache.table import make_cache
 from .canvas import Canvas, Hole, Int32
+from .constrain import Asked, asked_for, constraint_for
 from .decode.controls import Controls
 from .decode.decoder import Facts
 from .decode.loop import Job
+from .decode.refusals import unfit_for_prefixes
 from .decode.table import CONTROLS, DECODERS, make_decoder, settings_for
 from .engine import Proposal, Request
 from .errors import OptionError
@@ -55,7 +57,16 @@ class Composer:
             )
         canvas = Canvas.of([given, Hole(count)], self.spec.mask_token)
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
-        jobs = self._jobs(canvas, options, len(given), self._stop_tokens())
+        stop_tokens = self._stop_tokens()
+        jobs = self._jobs(canvas, options, len(given), stop_tokens)
+        if (asked := asked_for(options)) is not None:
+            if not stop_tokens:
+                raise OptionError(
+                    f"this model has no token that ends a text, so no text that matches {asked.what} could end; fill a "
+                    "hole instead, or name one with --diffusion stop=ID"
+                )
+            swallows = self.tokenizer.space_prefix and not continues
+            jobs = [self._constrained(job, asked, (len(given), len(canvas)), swallows) for job in jobs]
         stops, wished, pad = StopStrings(options.stop or ()), _wished(options), self.spec.pad_token
         pages = [Page(self.tokenizer, job, len(given), continues, pad, stops=stops, wished=wished) for job in jobs]
         return [page.until_stop() for page in pages]
@@ -97,6 +108,15 @@ class Composer:
         canvas = Canvas.of(pieces, self.spec.mask_token)
         jobs = self._jobs(canvas, options, len(canvas), (), seconds)
         places = tuple(_places(parts, pieces))
+        if (asked := asked_for(options)) is not None:
+            holes = [(index, place) for index, place in enumerate(places) if not isinstance(place, str)]
+            if len(holes) > 1:
+                raise OptionError(
+                    f"the text has {len(holes)} holes, but {asked.what} is about one; leave one hole open"
+                )
+            ((index, place),) = holes
+            swallows = str(parts[index - 1]).endswith(" ") if index else self.tokenizer.space_prefix
+            jobs = [self._constrained(job, asked, place, swallows) for job in jobs]
         wished = _wished(options)
         return [Page(self.tokenizer, job, start, False, None, places, passes, seconds, wished=wished) for job in jobs]
 
@@ -140,6 +160,20 @@ class Composer:
             tokens.update(() if self.spec.pad_token is None else (self.spec.pad_token,))
         tokens = tokens - sizes if resizing else tokens | (sizes - set(self._stop_tokens()))
         return np.array(sorted(tokens), np.int32)
+
+    def _constrained(self, job: Job, asked: Asked, place: tuple[int, int], swallows: bool) -> Job:
+        """The job whose text at `place` matches; swallows: a space at its beginning is taken away, see Page."""
+        constraint = constraint_for(
+            asked,
+            self.tokenizer,
+            self.vocab,
+            job.forbidden,
+            [token for token in job.stop_tokens if token not in job.forbidden],
+            place,
+            swallows,
+            unfit_for_prefixes(job.settings),
+        )
+        return replace(job, constraint=constraint)
 
     def _first_look(self, canvas: Canvas, rows: range, slot: int) -> Request:
         """The model's likeliest tokens for some positions of a canvas in which nothing is written yet."""

@@ -77,11 +77,10 @@ class Marks:
         """The marks after a denoise step that scored `rows` (ascending) and made `commits`."""
         now = Marks(*(array.copy() for array in self._arrays()))
         state = np.full(len(commits), COMMITTED) if commits.state is None else commits.state
-        now.step[commits.positions[state == MASKED]] = 0
+        now.step[commits.positions] = np.where(state == MASKED, 0, step)
         written = (state == COMMITTED) & np.isin(commits.positions, rows)
         positions, tokens = commits.positions[written], commits.tokens[written]
         at = np.searchsorted(rows, positions)
-        now.step[positions] = step
         now.probability[positions] = _probability(tokens, at, proposal)
         now.entropy[positions] = proposal.entropy[at]
         kept = self.alternative_token.shape[1]

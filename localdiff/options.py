@@ -13,11 +13,12 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import wishes
 from .cache.table import CACHES
-from .decode.table import ALIASES, DECODERS, words
+from .decode.table import ALIASES, CONSTRAINTS, DECODERS, words
 from .errors import OptionError
 from .profiles import PRESETS, TUNED
 
@@ -33,12 +34,12 @@ def _option(
     range: tuple[float, float] | None = None,
     form: Callable[[str, object], Any] | None = None,
     many: str | None = None,
+    file: bool = False,
 ) -> Any:
-    """form: makes the one form that is kept of what was given; many: what is shown for a flag that may be repeated."""
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "short": short, "choices": choices, "range": range, "form": form, "many": many},
-    )
+    """form: makes the one form that is kept of what was given; many: what is shown for a flag that may be repeated;
+    file: the flag takes the name of a file."""
+    metadata = {"help": help, "short": short, "choices": choices, "range": range, "form": form, "many": many}
+    return dataclasses.field(default=default, metadata={**metadata, "file": file})
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,14 @@ class GenerateOptions:
     )
     alternatives: int | None = _option("report as many of the likeliest tokens for each token", range=(0, 64))
     deadline: float | None = _option("seconds in which the text is full, as good as they allow", range=(0, 1e9))
+    json_schema: Mapping[str, Any] | bool | Path | None = _option(
+        "write JSON that matches the schema in this file", form=wishes.json_schema, file=True
+    )
+    json_object: bool | None = _option("write one JSON object")
+    regex: str | None = _option("write a text that matches as a whole", form=wishes.text)
+    grammar: str | Path | None = _option(
+        "write a text of the Lark grammar in this file", form=wishes.grammar, file=True
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -121,6 +130,9 @@ class GenerateOptions:
                 object.__setattr__(self, field.name, form(field.name, value))
             elif value is not None or field.default is not None:
                 check_value(field, value)
+        asked = [name for name in CONSTRAINTS if getattr(self, name) not in (None, False)]
+        if len(asked) > 1:
+            raise OptionError(f"{asked[0]} and {asked[1]} exclude each other; give one of them")
 
 
 def check_value(field: dataclasses.Field[Any], value: object) -> None:

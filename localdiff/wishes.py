@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError
@@ -48,6 +50,26 @@ def prompt(name: str, value: object) -> str | tuple[int, ...]:
         if isinstance(each, bool) or not isinstance(each, numbers.Integral):
             raise OptionError(f"{name} holds {each!r}, expected a text or token ids")
     return tuple(int(each) for each in ids)
+
+
+def text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise OptionError(f"{name} is a {type(value).__name__}, expected a text")
+    return value
+
+
+def grammar(name: str, value: object) -> str | Path:
+    """A grammar, or the path of a file with one."""
+    return Path(value) if isinstance(value, os.PathLike) else text(name, value)
+
+
+def json_schema(name: str, value: object) -> Mapping[str, Any] | bool | Path:
+    """A schema, or the path of a file with one."""
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    if not isinstance(value, (Mapping, bool)):
+        raise OptionError(f"{name} is a {type(value).__name__}, expected a schema as a dict, or the path of a file")
+    return value
 
 
 def biases(name: str, value: object) -> dict[str | int, float]:

@@ -58,7 +58,7 @@ class DriftMeter:
         for request, ours, exact in zip(requests, proposals, engine.propose(beside), strict=True):
             self._last[request.slot] = (request.score, ours, exact)
         # the rows are computed a second time, to the same values; what they measured the first time stands
-        cached = engine.logits([replace(each, value_drift=None) for each in asked])
+        cached = engine.logits([replace(each, value_drift=None, logits=None) for each in asked])
         whole = engine.logits([_beside(each, self.slots.start) for each in asked])
         for each, ours_logits, exact_logits in zip(asked, cached, whole, strict=True):
             distance = np.abs(_softmax(ours_logits, each) - _softmax(exact_logits, each)).sum(axis=1) / 2
@@ -74,7 +74,7 @@ class DriftMeter:
 
 
 def _beside(request: Request, offset: int) -> Request:
-    return replace(request, slot=request.slot + offset, compute=None, value_drift=None)
+    return replace(request, slot=request.slot + offset, compute=None, value_drift=None, logits=None)
 
 
 def _softmax(logits: Float32, request: Request) -> npt.NDArray[np.float64]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -34,6 +35,8 @@ def flags(
                 settings["is_flag"] = True
             elif field.metadata.get("many"):
                 settings.update(type=click.STRING, multiple=True, metavar=field.metadata["many"])
+            elif field.metadata.get("file"):
+                settings.update(type=click.Path(path_type=Path), metavar="FILE")
             elif field.metadata.get("form"):
                 settings["type"] = click.STRING
             else:

@@ -57,6 +57,8 @@ class Controls:
             request = replace(request, bias_tokens=self.bias_tokens, bias=self.bias)
         if self.guidance and slot is not None:
             companion = self._companion(request, canvas, slot)
+            if request.logits is not None:
+                companion = replace(companion, logits=np.empty_like(request.logits))
             request = replace(request, guidance=self.guidance, unconditional=companion)
         return replace(request, alternatives=max(request.alternatives, self.alternatives))
 
@@ -78,3 +80,22 @@ class Controls:
         tokens = np.concatenate([self.negative, request.tokens[self.answer :]])
         score = (request.score + ahead).astype(np.int32)
         return replace(plain, tokens=tokens, score=score, prefix=max(0, request.prefix + ahead))
+
+
+def wished_logits(request: Request) -> Float32:
+    """The logits that a call filled in, [n, vocab], changed as the engine changes those that it proposes from."""
+    assert request.logits is not None
+    logits: Float32 = request.logits
+    if request.unconditional is not None:
+        assert request.unconditional.logits is not None
+        without = request.unconditional.logits
+        logits = without + np.float32(request.guidance + 1) * (logits - without)
+    if request.repeated is None and request.bias_tokens is None:
+        return logits
+    logits = logits.copy()
+    if request.repeated is not None:
+        values, penalty = logits[:, request.repeated], np.float32(request.repetition_penalty)
+        logits[:, request.repeated] = np.where(values > 0, values / penalty, values * penalty)
+    if request.bias_tokens is not None and request.bias is not None:
+        logits[:, request.bias_tokens] += request.bias
+    return logits

@@ -58,10 +58,10 @@ def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Mov
         return move
     places = np.flatnonzero(free)
     more = turn.write(places[surest(turn.proposal.probability[places], missing)])
-    return replace(move, commits=_together(commits, more))
+    return replace(move, commits=together(commits, more))
 
 
-def _together(first: Commits, second: Commits) -> Commits:
+def together(first: Commits, second: Commits) -> Commits:
     """Changes at different positions as one; neither copies positions."""
     order = np.argsort(np.concatenate([first.positions, second.positions]), kind="stable")
 

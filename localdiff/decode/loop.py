@@ -13,19 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cache.drift import DriftMeter
 from ..cache.forward import CachedForward, Engine
 from ..cache.state import CachePolicy, State
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from ..engine import Proposal, Request
-from .controls import Controls
+from .controls import Controls, wished_logits
 from .deadline import Pace, hurried
-from .decoder import NO_POSITIONS, Decoder, Look, Move, Turn
+from .decoder import NO_POSITIONS, NOTHING, Decoder, Look, Move, Turn
 from .table import DECODERS, Settings
+
+if TYPE_CHECKING:
+    from ..constrain import Constraint
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Job:
     stop_tokens   tokens that end the text; looked for from position `answer` on
     controls      what the caller wants of the tokens, and the time it has
     ended         (canvas, position before which committed tokens stay) -> whether the text has ended for another reason
+    constraint    what the text has to match
     """
 
     canvas: Canvas
@@ -53,6 +58,7 @@ class Job:
     answer: int
     controls: Controls = field(default_factory=Controls)
     ended: Callable[[Canvas, int], bool] = lambda canvas, settled: False
+    constraint: Constraint | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -100,7 +106,9 @@ class _Running:
         """What the decoder does, and more where it would not be done in `left` passes."""
         move = self.job.decoder.step(turn)
         rewrites = "rewrites" in DECODERS[self.job.settings.decoder].traits
-        return move if left == math.inf or rewrites else hurried(turn, move, left, self.job.sizes)
+        move = move if left == math.inf or rewrites else hurried(turn, move, left, self.job.sizes)
+        constraint = self.job.constraint
+        return move if constraint is None else replace(move, commits=constraint.written(turn, move.commits))
 
 
 class Denoiser:
@@ -168,27 +176,38 @@ class Denoiser:
         Raises what the engine raises, Cancelled for example. Canvases whose Step was not given yet are as they were.
         """
         taking = [(slot, self._running[slot]) for slot in (self.live if slots is None else slots)]
+        for slot, each in taking:
+            if each.steps == 0 and len(certain := _certain(each.job, each.canvas)):
+                each.canvas = each.canvas.apply(certain)
+                yield self._stepped(slot, each, Move(certain), False, 0, _nothing_scored(each.canvas))
+        taking = [(slot, each) for slot, each in taking if slot in self._running]
         if not taking:
             return
         left = {slot: self._pace.passes_left(each.until) for slot, each in taking}
         last = {slot for slot in left if left[slot] < 2}
         looks = [_look(each, slot in last) for slot, each in taking]
         requests = [_request(each, slot, look) for (slot, each), look in zip(taking, looks, strict=True)]
+        asked = [_asked(each.job, request) for (_, each), request in zip(taking, requests, strict=True)]
         self._pace.begin_pass()
-        answers = self._forward.propose(requests, [each.canvas for _, each in taking], last)
+        answers = self._forward.propose(asked, [each.canvas for _, each in taking], last)
         self._pace.end_pass()
-        for (slot, each), look, answer in zip(taking, looks, answers, strict=True):
-            proposal = _as_asked(answer.proposal, look)
-            turn = Turn(each.canvas, look.rows, _listing(proposal, look.alternatives), each.steps + 1, each.memory)
-            move = Move(turn.write(turn.masked)) if slot in last else each.move(turn, left[slot])
+        for (slot, each), look, request, answer in zip(taking, looks, requests, answers, strict=True):
+            turn = Turn(each.canvas, look.rows, _as_asked(answer.proposal, look), each.steps + 1, each.memory)
+            turn = _within(each.job, turn, look, request)
+            shown = replace(turn, proposal=_listing(turn.proposal, look.alternatives))
+            move = Move(_rest(each.job, shown)) if slot in last else each.move(shown, left[slot])
             if self._meter is not None:
                 self._meter.written(slot, move.commits)
             each.canvas, each.memory = turn.canvas.apply(move.commits), move.memory
             each.steps += 1
-            stop_reason = _stop_reason(each.job, each.canvas, move, slot in last)
-            if stop_reason is not None:
-                self.remove(slot)
-            yield Step(slot, each.steps, each.canvas, move.commits, stop_reason, answer.rows, look.rows, proposal)
+            yield self._stepped(slot, each, move, slot in last, answer.rows, turn)
+
+    def _stepped(self, slot: int, running: _Running, move: Move, last: bool, rows: int, turn: Turn) -> Step:
+        """The record of a step that was taken; the canvas leaves where it is finished."""
+        stop_reason = _stop_reason(running.job, running.canvas, move, last)
+        if stop_reason is not None:
+            self.remove(slot)
+        return Step(slot, running.steps, running.canvas, move.commits, stop_reason, rows, turn.rows, turn.proposal)
 
 
 def denoise(
@@ -205,6 +224,38 @@ def denoise(
         denoiser.add(slot, job, len(jobs) + slot)
     while denoiser.live:
         yield from denoiser.step()
+
+
+def _certain(job: Job, canvas: Canvas) -> Commits:
+    """What the constraint leaves no choice about, before any pass."""
+    return NOTHING if job.constraint is None else job.constraint.forced(canvas)
+
+
+def _asked(job: Job, request: Request) -> Request:
+    """What is asked of the engine: a constraint draws tokens itself, from the logits."""
+    if job.constraint is None:
+        return request
+    return replace(request, temperature=0.0, top_k=0, top_p=1.0, scores_from="raw")
+
+
+def _within(job: Job, turn: Turn, look: Look, request: Request) -> Turn:
+    """The turn with proposals that the constraint allows; request: what the decoder wants."""
+    if job.constraint is None:
+        return turn
+    logits = wished_logits(request)
+    return job.constraint.turn(turn, request, logits if look.order is None else logits[_back(look)])
+
+
+def _rest(job: Job, turn: Turn) -> Commits:
+    """Everything that is masked, where no pass follows."""
+    return turn.write(turn.masked) if job.constraint is None else job.constraint.rest(turn)
+
+
+def _nothing_scored(canvas: Canvas) -> Turn:
+    """A turn before any pass."""
+    floats = np.empty(0, np.float32)
+    none = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+    return Turn(canvas, NO_POSITIONS, Proposal(NO_POSITIONS, floats, floats, floats, *none), 0)
 
 
 def first_stop(canvas: Canvas, answer: int, stop_tokens: Sequence[int]) -> int:
@@ -263,6 +314,7 @@ def _request(running: _Running, slot: int, look: Look) -> Request:
         forbidden=forbidden,
         alternatives=look.alternatives,
         positions=look.order,
+        logits=None if job.constraint is None else np.empty((len(look.rows), job.constraint.vocab), np.float32),
     )
     return job.controls.applied(request, canvas, running.beside)
 
@@ -284,8 +336,13 @@ def _read_at(look: Look) -> Int32:
 
 
 def _as_asked(proposal: Proposal, look: Look) -> Proposal:
-    """The answers in the order of look.rows; the engine gave them in the order of reading."""
+    """The answers in the order of look.rows."""
     if look.order is None:
         return proposal
-    back = np.argsort(np.argsort(_read_at(look)))
+    back = _back(look)
     return Proposal(**{each.name: getattr(proposal, each.name)[back] for each in fields(Proposal)})
+
+
+def _back(look: Look) -> npt.NDArray[np.intp]:
+    """For each of look.rows its place among the answers, which the engine gave in the order of reading."""
+    return np.argsort(np.argsort(_read_at(look)))

@@ -30,7 +30,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A combination that works badly, and why; {decoder}, {cache} and {in_blocks} are filled in."""
+    """A combination that works badly, and why; {decoder}, {cache}, {constraint} and {in_blocks} are filled in."""
 
     when: Callable[[Combination], bool]
     reason: str
@@ -60,8 +60,9 @@ REFUSALS = (
         "negative_prompt says what guidance leads away from; give guidance too, such as 1",
     ),
     Refusal(
-        lambda it: "repetition_penalty" in it.asked
-        and ("rewrites" in it.traits or it.settings.edit_threshold is not None),
+        lambda it: (
+            "repetition_penalty" in it.asked and ("rewrites" in it.traits or it.settings.edit_threshold is not None)
+        ),
         "the decoder {decoder} looks at written tokens again, and repetition_penalty would count each of them as a "
         "repetition of itself; choose another decoder",
     ),
@@ -84,6 +85,33 @@ REFUSALS = (
         lambda it: ("noise" in it.traits) != (it.spec.process == "uniform"),
         "a model of masks (process=absorbing) and a decoder of random tokens do not go together, nor the other way "
         "round, but the decoder is {decoder}; for process=uniform choose entropy-bound, else another one",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and bool(it.traits & {"rewrites", "resizes", "noise"}),
+        "the decoder {decoder} takes tokens back or moves them, so that a text that matches {constraint} would break; "
+        "choose another decoder",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and it.settings.edit_threshold is not None,
+        "the decoder {decoder} replaces tokens one by one, so that a text that matches {constraint} would break; "
+        "choose llada2, which does not",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and it.settings.decoder == "credit",
+        "the decoder {decoder} writes other tokens than those that {constraint} allows together; choose threshold",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and it.settings.end_token == "never",
+        "end_token never keeps a text that matches {constraint} from ending; leave it out",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and "stop" in it.asked,
+        "stop cuts the text off, so that it would no longer match {constraint}; leave it out",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and it.settings.cache == "active",
+        "the cache active keeps proposals that {constraint} no longer allows once other tokens are written; choose "
+        "another cache",
     ),
     Refusal(
         lambda it: it.settings.order == "random" and bool(it.settings.order_temperature),
@@ -117,4 +145,17 @@ def check(it: Combination) -> None:
     for refusal in REFUSALS:
         if refusal.when(it):
             words = {"decoder": it.settings.decoder, "cache": it.settings.cache, "in_blocks": ", ".join(it.in_blocks)}
-            raise OptionError(refusal.reason.format(**words))
+            raise OptionError(refusal.reason.format(constraint=it.settings.constraint, **words))
+
+
+# decoders that go on until nothing is masked, however few of the tokens that they choose are written
+_PATIENT = (
+    "threshold", "factor", "llada", "llada2", "klass", "eb-sampler", "localleap", "hierarchical", "adablock", "wedlm",
+)  # fmt: skip
+
+
+def unfit_for_prefixes(settings: Settings) -> str | None:
+    """Why the decoder cannot write from left to right, where a constraint needs it; None where it can."""
+    if settings.decoder in _PATIENT:
+        return None
+    return f"the decoder {settings.decoder} counts its steps or tokens; choose one of {', '.join(_PATIENT)}"

@@ -171,6 +171,7 @@ DECODERS: dict[str, DecoderRow] = {
 }
 DEFAULT_DECODER = "random-keep"
 
+CONSTRAINTS = ("json_schema", "json_object", "regex", "grammar")  # options of which one at most is given
 _SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}  # every decoder takes these
 _OF_RECORD = ("steps", "threshold", "temperature", "top_p")
 
@@ -184,7 +185,8 @@ def words(option: str) -> tuple[str, ...]:
 class Settings:
     """What is in force for one canvas; None = the decoder has no such setting.
 
-    aligned   blocks start at multiples of block_length (block-causal attention), not where the holes start
+    constraint   the option that says what the text has to match
+    aligned      blocks start at multiples of block_length (block-causal attention), not where the holes start
     """
 
     decoder: str
@@ -216,6 +218,7 @@ class Settings:
     radius: int | None = None
     delimiter_threshold: float | None = None
     end_token: str | None = None
+    constraint: str | None = None
     aligned: bool = False
 
     def shown(self) -> dict[str, Any]:
@@ -228,7 +231,7 @@ class Settings:
 CONTROLS = ("stop", "logit_bias", "ban", "only", "repetition_penalty", "guidance", "negative_prompt", "alternatives",
             "deadline")  # fmt: skip
 
-_EVERY = ("decoder", "cache", "cache_window", "cache_refresh", "report_drift", "aligned", *_SAMPLING)
+_EVERY = ("decoder", "cache", "cache_window", "cache_refresh", "report_drift", "constraint", "aligned", *_SAMPLING)
 _OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)  # only where the decoder's row has them
 
 
@@ -269,7 +272,8 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
         if values[option] not in known:
             raise OptionError(f"the decoder {name} knows no {option} {values[option]}, expected {', '.join(known)}")
     values.update(cache_settings(options, spec.attention, name, row.traits, values))
-    settings = Settings(decoder=name, aligned=spec.attention == "block_causal", **values)
+    constraint = next((each for each in CONSTRAINTS if getattr(options, each) not in (None, False)), None)
+    settings = Settings(decoder=name, aligned=spec.attention == "block_causal", constraint=constraint, **values)
     in_blocks = tuple(other for other in DECODERS if "blocks" in DECODERS[other].traits)
     wished = {name for name in CONTROLS if getattr(options, name) is not None}
     check(Combination(settings, row.traits, spec, frozenset({*asked, *wished}), in_blocks))

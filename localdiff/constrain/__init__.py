@@ -1,0 +1,16 @@
+"""Output that matches a JSON schema, a regex or a grammar, on a canvas that is filled in any order.
+
+    build.py        from what is asked for to a constraint of one canvas
+    schema.py, schema_merge.py, json_text.py, regex.py   -> trees (language.py) -> automaton.py
+    tokens.py, table.py   an automaton over the tokens of a vocabulary
+    lattice.py      the dynamic programme; regular.py: constraints that are automata
+    matching.py, completion.py   constraints that need a parser, through llguidance
+    constraint.py   what both are to the denoise loop
+
+The text is always valid: what cannot be honoured is refused before the first forward pass.
+"""
+
+from .build import Asked, asked_for, constraint_for
+from .constraint import Constraint
+
+__all__ = ["Asked", "Constraint", "asked_for", "constraint_for"]

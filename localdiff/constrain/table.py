@@ -1,0 +1,223 @@
+"""An automaton over the tokens of a vocabulary: what each class of tokens does in each state.
+
+Tokens that do the same in every state are one class, so that a state has edges for classes, not for tokens. A text may
+end where the automaton accepts, with a stop token; then nothing but stop tokens follows. The tables are made once and
+shared by all texts with the same constraint. Not here: probabilities (lattice.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..canvas import Int32
+from .automaton import ByteAutomaton
+from .tokens import TokenTree, spread, steps
+
+FAR = 1 << 30  # more tokens than any canvas has
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges between the states of one place of a text and the next: place in `states`, class, place in `targets`.
+
+    open   what TokenAutomaton.open_tokens() found
+    """
+
+    states: Int32
+    source: Int32
+    kind: Int32
+    target: Int32
+    targets: Int32
+    open: dict[int, tuple[Int32, Int32]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class TokenAutomaton:
+    """State 0 is the start; the last state is that of a text that has ended.
+
+    source, kind, target   int32 [edges], by source and then class
+    first                  int32 [states + 1], where the edges of each state begin
+    class_of               int32 [vocab], classes where a token does nothing anywhere
+    classes                how many there are; where texts can be ended the last is that of the stop tokens
+    ordered, begin         the tokens by class, and where each class begins, int32 [classes + 1]
+    distance               int32 [states], the fewest tokens after which a text may end, FAR where it never may
+    """
+
+    of_bytes: ByteAutomaton
+    source: Int32
+    kind: Int32
+    target: Int32
+    first: Int32
+    class_of: Int32
+    classes: int
+    ordered: Int32
+    begin: Int32
+    distance: Int32
+    stop_tokens: tuple[int, ...]
+    _exact: list[Bools] = field(default_factory=list, repr=False)
+    _edges: dict[tuple[bytes, int], Edges] = field(default_factory=dict, repr=False)
+
+    @property
+    def ended(self) -> int:
+        return len(self.distance) - 1
+
+    @cached_property
+    def longest(self) -> int:
+        """The largest distance that is not FAR."""
+        return int(self.distance[self.distance < FAR].max(initial=0))
+
+    @cached_property
+    def live(self) -> Int32:
+        """The tokens that do something, by class."""
+        return self.ordered[: self.begin[-1]]
+
+    @cached_property
+    def place_of(self) -> Int32:
+        """int32 [vocab]: where each token stands in `ordered`."""
+        places = np.empty(len(self.ordered), np.int32)
+        places[self.ordered] = np.arange(len(self.ordered), dtype=np.int32)
+        return places
+
+    def possible(self, left: int) -> Bools:
+        """bool [states]: from which states `left` further tokens can make a whole text, one that has ended included."""
+        if self.stop_tokens:
+            return self.distance <= left
+        while len(self._exact) <= left:
+            if not self._exact:
+                self._exact.append(self.distance == 0)
+                continue
+            new = np.zeros(len(self.distance), bool)
+            new[self.source[self._exact[-1][self.target]]] = True
+            self._exact.append(new)
+        return self._exact[left]
+
+    def step(self, state: int, token: int) -> int:
+        """The state after a token, -1 where the token is not allowed."""
+        begin, end = self.first[state], self.first[state + 1]
+        kind = self.class_of[token]
+        place = begin + int(np.searchsorted(self.kind[begin:end], kind))
+        return int(self.target[place]) if place < end and self.kind[place] == kind else -1
+
+    def edges(self, states: Int32, left: int) -> Edges:
+        """What may follow in some states, ascending, so that `left` tokens after that can make it whole."""
+        key = states.tobytes(), min(left, self.longest + 1) if self.stop_tokens else left
+        found = self._edges.get(key)
+        if found is None:
+            place, edge = spread(self.first[states], self.first[states + 1] - self.first[states])
+            kept = self.possible(left)[self.target[edge]]
+            place, edge = place[kept], edge[kept]
+            found = joined(states, place, self.kind[edge], self.target[edge])
+            if len(self._edges) > 4096:
+                self._edges.clear()
+            self._edges[key] = found
+        return found
+
+    def places(self, kinds: Int32) -> tuple[Int32, Int32]:
+        """The tokens of some classes: for each its place in `kinds`, and its place in `ordered`."""
+        return spread(self.begin[kinds], self.begin[kinds + 1] - self.begin[kinds])
+
+    def open_tokens(self, edges: Edges, place: int) -> tuple[Int32, Int32]:
+        """The tokens that may follow in the state at `place`: the target of each, and its place in `ordered`."""
+        found = edges.open.get(place)
+        if found is None:
+            begin, end = np.searchsorted(edges.source, [place, place + 1])
+            edge, at = self.places(edges.kind[begin:end])
+            found = edges.open[place] = edges.target[begin:end][edge], at
+        return found
+
+    def only(self, state: int) -> int | None:
+        """The one token that may follow after `state`, or the first stop token where only they may; else None."""
+        begin, end = self.first[state], self.first[state + 1]
+        if end - begin != 1:
+            return None
+        kind = self.kind[begin]
+        single = self.begin[kind + 1] - self.begin[kind] == 1
+        stops = bool(self.stop_tokens) and kind == self.classes - 1
+        return int(self.ordered[self.begin[kind]]) if single or stops else None
+
+
+def joined(states: Int32, source: Int32, kind: Int32, target: Int32) -> Edges:
+    """Edges with the states that they lead to; source: places in `states`, target: states."""
+    if not len(target):
+        return Edges(states, source, kind, target, target)
+    flags = np.zeros(int(target.max()) + 1, bool)
+    flags[target] = True
+    targets = np.flatnonzero(flags).astype(np.int32)
+    places = np.empty(len(flags), np.int32)
+    places[targets] = np.arange(len(targets), dtype=np.int32)
+    return Edges(states, source, kind, places[target], targets)
+
+
+def build(automaton: ByteAutomaton, tree: TokenTree, vocab: int, stop_tokens: Sequence[int]) -> TokenAutomaton:
+    """The token automaton of a byte automaton.
+
+    vocab         rows of the model
+    stop_tokens   none where a text must fill its place to the last token; not in the tree
+    """
+    source, token, target = steps(tree, automaton)
+    count = len(automaton.following)
+    # Tokens are told apart by the sum of one random number for each of their steps: 64 bits, so that the chance of
+    # two that do differently and have the same sum is 2^-64.
+    mark = _mixed(source.astype(np.uint64) * np.uint64(count + 1) + target.astype(np.uint64))
+    sums = np.zeros(vocab, np.uint64)
+    np.add.at(sums, token, mark)
+    known = np.unique(token)
+    _, representative, kinds = np.unique(sums[known], return_index=True, return_inverse=True)
+    classes = len(representative)
+    class_of = np.full(vocab, -1, np.int32)
+    class_of[known] = kinds
+    stands_for_class = np.zeros(vocab, bool)
+    stands_for_class[known[representative]] = True
+    kept = stands_for_class[token]
+    source, kind, target = source[kept], class_of[token[kept]], target[kept]
+    ended = np.flatnonzero(automaton.accepting).astype(np.int32)
+    distance = np.full(count + 1, FAR, np.int32)
+    distance[ended] = 0
+    if stop_tokens:
+        distance[count] = 0
+        ending = np.append(ended, np.int32(count))
+        source = np.concatenate([source, ending])
+        kind = np.concatenate([kind, np.full(len(ending), classes, np.int32)])
+        target = np.concatenate([target, np.full(len(ending), count, np.int32)])
+        class_of[list(stop_tokens)] = classes
+        classes += 1
+    _measure(distance, source, target)
+    kept = (distance[source] < FAR) & (distance[target] < FAR)
+    order = np.lexsort((kind[kept], source[kept]))
+    source, kind, target = (each[kept][order].astype(np.int32) for each in (source, kind, target))
+    first = np.searchsorted(source, np.arange(count + 2)).astype(np.int32)
+    class_of[class_of < 0] = classes
+    ordered = np.argsort(class_of, kind="stable").astype(np.int32)
+    begin = np.searchsorted(class_of[ordered], np.arange(classes + 1)).astype(np.int32)
+    return TokenAutomaton(
+        automaton, source, kind, target, first, class_of, classes, ordered, begin, distance, tuple(stop_tokens)
+    )
+
+
+def _measure(distance: Int32, source: Int32, target: Int32) -> None:
+    """Fill in the fewest steps to a state of distance 0."""
+    reached = distance == 0
+    for steps_left in range(1, len(distance) + 1):
+        new = np.zeros_like(reached)
+        new[source[reached[target]]] = True
+        new &= distance == FAR
+        if not new.any():
+            return
+        distance[new] = steps_left
+        reached = new
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Numbers in which no pattern of the given ones is left (the finaliser of splitmix64)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
