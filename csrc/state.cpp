@@ -20,7 +20,7 @@ struct StateHeader {
   uint64_t checksum;  // of the bytes that follow
 };
 
-// FNV-1a over 64-bit words, the last one filled up with zeros.
+// FNV-1a over 64-bit words, the last one filled up with zeros; high bits are folded down, as a product only carries up.
 class Checksum {
  public:
   void add(const float* values, size_t count) {
@@ -28,6 +28,7 @@ class Checksum {
       uint64_t word = 0;
       std::memcpy(&word, values + i, std::min<size_t>(2, count - i) * sizeof(float));
       sum_ = (sum_ ^ word) * 0x100000001b3u;
+      sum_ ^= sum_ >> 32;
     }
   }
   uint64_t value() const { return sum_; }

@@ -166,6 +166,12 @@ def test_no_state_but_a_whole_one_is_taken() -> None:
             damaged = bytearray(state)
             damaged[at] ^= 1 << int(draw.integers(8))
             assert_refused(session, bytes(damaged))
+        for _ in range(600):  # signs and exponents of two values: a sum that forgets would let some pass
+            damaged = bytearray(state)
+            for at in draw.integers(6, len(state) // 8, 2):
+                damaged[8 * at + 7] ^= int(draw.integers(1, 256))
+            if bytes(damaged) != state:
+                assert_refused(session, bytes(damaged))
         for size in [0, 1, 7, 8, 47, 48, len(state) - 1, *draw.integers(48, len(state), 20).tolist()]:
             assert_refused(session, state[:size])
         assert_refused(session, state + b"\0")
