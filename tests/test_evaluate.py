@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from fake import FakeEngine, Logits, point_mass, random_table
 from text_metadata import tiny_bpe
-from tiny_gguf import write_tiny
+from tiny_gguf import CHAT_TEMPLATE, write_tiny
 
 from localdiff.cli import main
 from localdiff.errors import OptionError
@@ -47,12 +47,13 @@ def ids(*parts: str) -> list[int]:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """fake(logits) makes evaluate() find a model that is this function; returns its engine."""
 
-    def install(logits: Logits, left_to_right: bool = False, **spec: Any) -> FakeEngine:
+    def install(logits: Logits, left_to_right: bool = False, template: str = "", **spec: Any) -> FakeEngine:
         path = tmp_path / "fake.gguf"
         path.write_bytes(b"GGUF")
         engine = FakeEngine(logits, VOCAB)
         record = DiffusionSpec(MASK, **(dict(LEFT_TO_RIGHT) if left_to_right else {"logit_shift": True, **spec}))
-        model = Model(engine, tiny_bpe(), record, path, math="exact")  # type: ignore[arg-type]
+        metadata = tiny_bpe(**({"tokenizer.chat_template": template} if template else {}))
+        model = Model(engine, metadata, record, path, math="exact")  # type: ignore[arg-type]
         subject = Subject(model, record, left_to_right)
         monkeypatch.setattr(run, "open_subject", lambda *arguments, **named: nullcontext(subject))
         return engine
@@ -232,6 +233,17 @@ def test_gsm8k_counts_right_numbers(fake: Any, tmp_path: Path) -> None:
     items = [{"question": question, "answer": f"#### {number}"} for number in ("4", "5", "4.0")]
     row = rows_of("gsm8k", written(tmp_path / "a.jsonl", *items))
     assert (row["correct"], row["items"]) == (pytest.approx(2 / 3), 3)
+
+
+@pytest.mark.parametrize("style", ["separator", "chat"])
+def test_questions_are_put_as_the_model_was_trained(fake: Any, tmp_path: Path, style: str) -> None:
+    engine = fake(random_table(VOCAB), **{"separator": {"sep_token": 7}, "chat": {"template": CHAT_TEMPLATE}}[style])
+    data = written(tmp_path / "a.jsonl", {"question": "C?", "answer": "#### 3"})
+    rows_of("gsm8k", data, GenerateOptions(max_new_tokens=8))
+    canvas = engine.sessions[0].requests[0][0].tokens[:-8].tolist()
+    question = TOKENIZER.encode("C?", add_bos=False)
+    expected = {"separator": [*TOKENIZER.encode("C?"), 7], "chat": [BOS, *question, 261, BOS]}
+    assert canvas == expected[style]
 
 
 def test_solved_problems_stand_before_the_question(fake: Any, tmp_path: Path) -> None:

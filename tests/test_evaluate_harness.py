@@ -1,6 +1,8 @@
 """The lm-eval adapter against the interface of the installed package: its base class, registry and requests."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,3 +93,14 @@ def test_refusals(model: Path) -> None:
         lm.loglikelihood([Asked("a", "")])
     assert lm.loglikelihood([Asked("a", "b")])[0][1] is False
     lm.close()
+
+
+def test_without_the_package_one_sentence_says_so() -> None:
+    lines = "import sys, runpy; sys.modules['lm_eval.api.model'] = None; "
+    lines += "runpy.run_module('localdiff.evaluate.lm_eval', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "localdiff: the lm-eval adapter needs the package 'lm_eval.api.model', which is not installed; run: "
+        "pip install 'localdiff[eval]'"
+    ]

@@ -30,10 +30,13 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as missing:
-    raise LocaldiffError(
+    lacking = (
         f"the lm-eval adapter needs the package '{missing.name}', which is not installed; run: pip install "
         "'localdiff[eval]'"
-    ) from None
+    )
+    if __name__ == "__main__":
+        sys.exit(f"localdiff: {lacking}")
+    raise LocaldiffError(lacking) from None
 
 NEW_TOKENS = 256
 _GENERATION = {field.name for field in dataclasses.fields(GenerateOptions)} - {"seed", "max_new_tokens"}
