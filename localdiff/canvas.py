@@ -9,7 +9,8 @@ list of canvases, or of commits. Not here: text, the engine, policy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,7 @@ class Commits:
     scores     float32 [n]  what the decoder ranked or tested them by, higher = surer; None where it looked at none
     state      uint8 [n]    MASKED (back to unknown) or COMMITTED; None = masked positions only, all committed now
     copies     int32 [n]    how many times the position stands there afterwards: 0 removes it; None = 1 each
+    added      masks that are added at the end of the canvas first; the changes may be there too
     """
 
     positions: Int32
@@ -51,6 +53,7 @@ class Commits:
     scores: Float32 | None = None
     state: UInt8 | None = None
     copies: Int32 | None = None
+    added: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -63,6 +66,27 @@ class Commits:
         before = np.cumsum(copies - 1) - (copies - 1)  # what the earlier changes add to the canvas
         written: Int32 = (self.positions + before)[kept & (copies == 1)].astype(np.int32)
         return written
+
+    def together(self, other: Commits) -> Commits:
+        """These and other changes, at different positions, as one; ValueError where one of them copies positions."""
+        if self.copies is not None or other.copies is not None:
+            raise ValueError("commits that copy positions cannot be joined with others")
+        if not len(other):
+            return self
+        order = np.argsort(np.concatenate([self.positions, other.positions]), kind="stable")
+
+        def joined(name: str, absent: float) -> npt.NDArray[Any]:
+            parts = [getattr(each, name) for each in (self, other)]
+            sizes = len(self), len(other)
+            filled = [np.full(size, absent) if part is None else part for part, size in zip(parts, sizes, strict=True)]
+            return np.concatenate(filled)[order]
+
+        return Commits(
+            joined("positions", 0).astype(np.int32),
+            joined("tokens", 0).astype(np.int32),
+            joined("scores", np.nan).astype(np.float32),
+            None if self.state is None and other.state is None else joined("state", COMMITTED).astype(np.uint8),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,11 @@ class Canvas:
             else:
                 tokens += part
                 state += [GIVEN] * len(part)
+        return Canvas.begun(tokens, state, mask_token)
+
+    @staticmethod
+    def begun(tokens: Sequence[int], state: Sequence[int], mask_token: int) -> Canvas:
+        """The first canvas of a text."""
         origin = np.arange(len(tokens), dtype=np.int32)
         return _frozen(np.array(tokens, np.int32), np.array(state, np.uint8), mask_token, origin)
 
@@ -111,6 +140,8 @@ class Canvas:
     def apply(self, commits: Commits) -> Canvas:
         """The canvas with `commits` applied. Given positions never change; ValueError where commits say otherwise."""
         positions = commits.positions
+        if commits.added:
+            return self.longer(commits.added).apply(replace(commits, added=0))
         if np.any(positions[1:] <= positions[:-1]):
             raise ValueError(f"commits are at {positions.tolist()}, expected ascending positions")
         if len(positions) and not 0 <= positions[0] <= positions[-1] < len(self):
@@ -132,6 +163,23 @@ class Canvas:
         copies[positions] = commits.copies
         tokens, state, origin = (np.repeat(each, copies) for each in (tokens, state, self.origin))
         return _frozen(tokens, state, self.mask_token, origin)
+
+    def longer(self, added: int) -> Canvas:
+        """The canvas with masks added at its end."""
+        tokens = np.pad(self.tokens, (0, added), constant_values=self.mask_token)
+        state = np.pad(self.state, (0, added), constant_values=MASKED)
+        following = self.origin[-1] + np.arange(1, added + 1, dtype=np.int32)
+        return _frozen(tokens, state, self.mask_token, np.concatenate([self.origin, following]))
+
+    def up_to(self, end: int) -> Canvas:
+        """The positions before `end`."""
+        return Canvas(self.tokens[:end], self.state[:end], self.mask_token, self.origin[:end])
+
+    def settled_before(self, position: int) -> Canvas:
+        """The canvas as if everything before `position` had been given."""
+        state = self.state.copy()
+        state[:position] = GIVEN
+        return _frozen(self.tokens, state, self.mask_token, self.origin)
 
 
 def _frozen(tokens: Int32, state: UInt8, mask_token: int, origin: Int32) -> Canvas:

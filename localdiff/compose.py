@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,14 +20,15 @@ from .canvas import Canvas, Hole, Int32
 from .constrain import Asked, asked_for, constraint_for
 from .decode.controls import Controls
 from .decode.decoder import Facts
-from .decode.loop import Job
+from .decode.loop import Job, longer
 from .decode.refusals import unfit_for_prefixes
 from .decode.table import CONTROLS, DECODERS, make_decoder, settings_for
-from .engine import Proposal, Request
+from .engine import Float32, Proposal, Request
 from .errors import OptionError
+from .heal import Reach, heal
 from .infill import Part, choose_lengths
 from .options import GenerateOptions
-from .page import Page
+from .page import Gap, Page
 from .spec import DiffusionSpec
 from .stops import StopStrings
 from .text import Tokenizer
@@ -38,38 +39,55 @@ DEFAULT_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Composer:
-    """vocab is the number of the model's rows, canvas_limit the longest canvas in tokens."""
+    """What pages are made of.
+
+    vocab         number of the model's rows
+    canvas_limit  the longest canvas in tokens
+    background    gives Facts.background
+    """
 
     tokenizer: Tokenizer
     spec: DiffusionSpec
     vocab: int
     canvas_limit: int
+    background: Callable[[], Float32]
 
     def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[Page]:
-        """A canvas of the prompt - text, or ids that are taken as they are - and max_new_tokens masks; per sample."""
-        given = self.given(prompt)
+        """A canvas of the prompt - text, or ids that are taken as they are - and masks: max_new_tokens, or as many as
+        it begins with where it may grow; with a length beam in several lengths. Per sample."""
+        began, given = time.perf_counter(), self.given(prompt)
         room = self.canvas_limit - len(given)
-        count = options.max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
+        count = options.max_new_tokens or max(1, room if options.grow else min(DEFAULT_NEW_TOKENS, room))
         if count > room:
             raise OptionError(
                 f"the prompt has {len(given)} tokens and {count} are to be made, but the canvas holds "
                 f"{self.canvas_limit}; shorten the prompt or lower max_new_tokens"
             )
-        canvas = Canvas.of([given, Hole(count)], self.spec.mask_token)
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
-        stop_tokens = self._stop_tokens()
-        jobs = self._jobs(canvas, options, len(given), stop_tokens)
-        if (asked := asked_for(options)) is not None:
-            if not stop_tokens:
-                raise OptionError(
-                    f"this model has no token that ends a text, so no text that matches {asked.what} could end; fill a "
-                    "hole instead, or name one with --diffusion stop=ID"
-                )
-            swallows = self.tokenizer.space_prefix and not continues
-            jobs = [self._constrained(job, asked, (len(given), len(canvas)), swallows) for job in jobs]
         stops, wished, pad = StopStrings(options.stop or ()), _wished(options), self.spec.pad_token
-        pages = [Page(self.tokenizer, job, len(given), continues, pad, stops=stops, wished=wished) for job in jobs]
-        return [page.until_stop() for page in pages]
+        asked, stop_tokens = asked_for(options), self._stop_tokens()
+        if asked is not None and not stop_tokens:
+            raise OptionError(
+                f"this model has no token that ends a text, so no text that matches {asked.what} could end; fill a "
+                "hole instead, or name one with --diffusion stop=ID"
+            )
+        options, most, drafts = _seeded(options), len(given) + count, []
+        for length in self._lengths(len(given), count, options):
+            canvas = Canvas.of([given, Hole(length)], self.spec.mask_token)
+            jobs = self._jobs(canvas, options, len(given), stop_tokens, began, most)
+            if asked is not None:
+                swallows = self.tokenizer.space_prefix and not continues
+                jobs = [self._constrained(job, asked, (len(given), len(canvas)), swallows) for job in jobs]
+            pages = [Page(self.tokenizer, job, len(given), continues, pad, stops=stops, wished=wished) for job in jobs]
+            drafts.append([page.until_stop() for page in pages])
+        return _side_by_side(drafts)
+
+    def _lengths(self, given: int, count: int, options: GenerateOptions) -> list[int]:
+        """How many masks the canvases of an answer of at most `count` tokens begin with."""
+        beam = options.length_beam or 1
+        if options.grow:
+            count = longer(given, options.grow, self.spec.block_length, given + count) - given
+        return [-(-count * (index + 1) // beam) for index in range(beam) if count * (index + 1) >= beam]
 
     def given(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a canvas for `prompt` begins with."""
@@ -82,43 +100,70 @@ class Composer:
         options: GenerateOptions,
         propose: Callable[[list[Request]], list[Proposal]],
     ) -> list[Page]:
-        """A canvas of given texts and holes for each sample; `propose` is one call of the engine, for holes of unknown
-        length."""
+        """A canvas of given texts and holes for each sample; with a length beam in several lengths.
+
+        propose   one call of the engine, for holes of unknown length and those that begin or end inside a word
+        """
+        began = time.perf_counter()
         opening = "" if isinstance(parts[0], Hole) else self._before(parts, 0)
         given = self._opening(opening) or self._lead()
         start = 1 if given and (self.tokenizer.is_special(given[0]) or given == self._lead()) else 0
         pieces: list[Part] = [given]
+        texts: list[str | None] = [None if isinstance(parts[0], Hole) else parts[0]]
         for index, part in enumerate(parts):
             if isinstance(part, Hole):
                 pieces.append(part)
+                texts.append(None)
             elif index:  # "" first: this is not the beginning of the text
+                texts.append(part)
                 pieces.append(self.tokenizer.encode_parts(["", self._before(parts, index)], add_bos=False))
 
         self._check_size(pieces)  # before holes of any length become arrays
         passes, started = 0, time.perf_counter()
 
-        def look(asked: list[tuple[Canvas, range]]) -> list[Proposal]:
+        def ask(requests: list[Request]) -> list[Proposal]:
             nonlocal passes
             passes += 1
-            return propose([self._first_look(canvas, rows, slot) for slot, (canvas, rows) in enumerate(asked)])
+            return propose(requests)
 
-        pieces = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look)
+        def look(asked: list[tuple[Canvas, range]]) -> list[Proposal]:
+            return ask([self._first_look(canvas, rows, slot) for slot, (canvas, rows) in enumerate(asked)])
+
+        def likeliest(asked: list[tuple[Canvas, int, Int32]]) -> list[int]:
+            requests = [
+                self._first_look(canvas, range(at, at + 1), slot, allowed)
+                for slot, (canvas, at, allowed) in enumerate(asked)
+            ]
+            return [int(answer.token[0]) for answer in ask(requests)]
+
+        never = frozenset(self._unwanted(self._forbidden(filling=True), options).tolist())
+        wanted = asked_for(options)
+        reaches: Mapping[int, Reach] = {}
+        if wanted is None:  # else the hole alone has to match
+            pieces, reaches = heal(pieces, texts, start, self.tokenizer, never, self.spec.mask_token, likeliest)
+        beam = options.length_beam or 1
+        if beam > 1 and all(piece.length for piece in pieces if isinstance(piece, Hole)):
+            raise OptionError("length_beam tries several lengths, but no hole has an open length; leave it out")
+        chosen = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look, beam)
         seconds = time.perf_counter() - started if passes else 0.0
-        self._check_size(pieces)
-        canvas = Canvas.of(pieces, self.spec.mask_token)
-        jobs = self._jobs(canvas, options, len(canvas), (), seconds)
-        places = tuple(_places(parts, pieces))
-        if (asked := asked_for(options)) is not None:
-            holes = [(index, place) for index, place in enumerate(places) if not isinstance(place, str)]
-            if len(holes) > 1:
-                raise OptionError(
-                    f"the text has {len(holes)} holes, but {asked.what} is about one; leave one hole open"
-                )
-            ((index, place),) = holes
-            swallows = str(parts[index - 1]).endswith(" ") if index else self.tokenizer.space_prefix
-            jobs = [self._constrained(job, asked, place, swallows) for job in jobs]
-        wished = _wished(options)
-        return [Page(self.tokenizer, job, start, False, None, places, passes, seconds, wished=wished) for job in jobs]
+        options, wished, drafts = _seeded(options), _wished(options), []
+        for each in chosen:
+            self._check_size(each)
+            canvas = Canvas.of(each, self.spec.mask_token)
+            jobs = self._jobs(canvas, options, len(canvas), (), began)
+            places = tuple(_places(parts, each, reaches))
+            if wanted is not None:
+                holes = [(index, place) for index, place in enumerate(places) if not isinstance(place, str)]
+                if len(holes) > 1:
+                    raise OptionError(
+                        f"the text has {len(holes)} holes, but {wanted.what} is about one; leave one hole open"
+                    )
+                ((index, gap),) = holes
+                swallows = str(parts[index - 1]).endswith(" ") if index else self.tokenizer.space_prefix
+                jobs = [self._constrained(job, wanted, (gap.start, gap.end), swallows) for job in jobs]
+            common = (start, False, None, places, passes, seconds)
+            drafts.append([Page(self.tokenizer, job, *common, wished=wished) for job in jobs])
+        return _side_by_side(drafts)
 
     def _check_size(self, pieces: Sequence[Part]) -> None:
         """Raise OptionError unless the text fits the canvas; an open hole counts as one token."""
@@ -175,8 +220,9 @@ class Composer:
         )
         return replace(job, constraint=constraint)
 
-    def _first_look(self, canvas: Canvas, rows: range, slot: int) -> Request:
-        """The model's likeliest tokens for some positions of a canvas in which nothing is written yet."""
+    def _first_look(self, canvas: Canvas, rows: range, slot: int, allowed: Int32 | None = None) -> Request:
+        """The model's likeliest tokens, of `allowed`, for some positions of a canvas that is still empty."""
+        forbidden = self._forbidden(filling=True) if allowed is None else _without(self.vocab, allowed)
         return Request(
             canvas.tokens,
             np.arange(rows.start, rows.stop, dtype=np.int32),
@@ -185,7 +231,7 @@ class Composer:
             block_length=self.spec.block_length,
             prefix=int(canvas.maskable[0]),
             logit_shift=self.spec.logit_shift,
-            forbidden=self._forbidden(filling=True),
+            forbidden=forbidden,
         )
 
     def _unwanted(self, forbidden: Int32, options: GenerateOptions) -> Int32:
@@ -205,7 +251,7 @@ class Composer:
     def _token(self, name: str, wanted: str | int) -> int:
         return token_of(name, wanted, self.tokenizer, self.vocab)
 
-    def _controls(self, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...], spent: float) -> Controls:
+    def _controls(self, options: GenerateOptions, answer: int, stop_tokens: tuple[int, ...], began: float) -> Controls:
         bias = {self._token("logit_bias", each): value for each, value in (options.logit_bias or {}).items()}
         bias = {token: bias[token] for token in sorted(bias) if bias[token] != -math.inf}
         ends = (self.spec.mask_token, self.spec.pad_token, *stop_tokens, *self.tokenizer.special_tokens)
@@ -218,7 +264,7 @@ class Composer:
             bias_tokens=np.array(list(bias), np.int32),
             bias=np.array(list(bias.values()), np.float32),
             alternatives=options.alternatives or 0,
-            deadline=None if options.deadline is None else options.deadline - spent,
+            until=math.inf if options.deadline is None else began + options.deadline,
         )
 
     def _negative(self, prompt: str | Sequence[int], answer: int) -> Int32:
@@ -237,17 +283,23 @@ class Composer:
         options: GenerateOptions,
         answer: int,
         stop_tokens: tuple[int, ...],
-        spent: float = 0.0,
+        began: float,
+        room: int = 0,
     ) -> list[Job]:
-        """One job for each of the samples; their seeds follow each other. spent: seconds that are over already."""
-        first = secrets.randbits(32) if options.seed is None else int(options.seed)
-        controls = self._controls(options, answer, stop_tokens, spent)
+        """One job for each of the samples; their seeds follow each other.
+
+        began   when the caller asked
+        room    the longest that the canvas may become by growing
+        """
+        assert options.seed is not None
+        first = int(options.seed)
+        controls = self._controls(options, answer, stop_tokens, began)
         seeds = [(first + sample) % 2**64 for sample in range(options.samples or 1)]
-        jobs = [self._job(canvas, options, answer, stop_tokens, controls, seed) for seed in seeds]
-        room = jobs[0].decoder.room(canvas) + controls.ahead
-        if room > self.canvas_limit:
+        jobs = [self._job(canvas, options, answer, stop_tokens, controls, seed, room) for seed in seeds]
+        most = jobs[0].most + controls.ahead
+        if most > self.canvas_limit:
             raise OptionError(
-                f"the negative prompt and the answer may have {room} tokens, but the canvas holds {self.canvas_limit}; "
+                f"the negative prompt and the answer may have {most} tokens, but the canvas holds {self.canvas_limit}; "
                 "shorten the negative prompt"
             )
         return jobs
@@ -260,10 +312,13 @@ class Composer:
         stop_tokens: tuple[int, ...],
         controls: Controls,
         seed: int,
+        room: int,
     ) -> Job:
-        settings = settings_for(options, self.spec, len(canvas.masked))
-        resizing = "resizes" in DECODERS[settings.decoder].traits
-        forbidden = self._unwanted(self._forbidden(answer == len(canvas), resizing), options)
+        grow = options.grow or 0
+        later = min(longer(0, grow, self.spec.block_length, room), room - answer)  # masks of a stretch after the first
+        settings = settings_for(options, self.spec, max(len(canvas.masked), later))
+        traits = DECODERS[settings.decoder].traits
+        forbidden = self._unwanted(self._forbidden(answer == len(canvas), "resizes" in traits), options)
         spec = self.spec
         facts = Facts(
             self.vocab,
@@ -273,6 +328,7 @@ class Composer:
             spec.delete_token,
             stop_tokens,
             next(iter(self.tokenizer.encode("\n", add_bos=False)[-1:]), None),
+            self.background() if "background" in traits else None,
         )
         decoder = make_decoder(settings, seed, facts)
         decoder.check(canvas)
@@ -290,7 +346,26 @@ class Composer:
             stop_tokens=stop_tokens,
             answer=answer,
             controls=controls,
+            grow=grow,
+            room=room,
         )
+
+
+def _seeded(options: GenerateOptions) -> GenerateOptions:
+    """The options with a seed, a new one where the caller gave none."""
+    return replace(options, seed=secrets.randbits(32)) if options.seed is None else options
+
+
+def _side_by_side(drafts: Sequence[Sequence[Page]]) -> list[Page]:
+    """By length and sample -> the pages of the samples, each with those of the other lengths."""
+    return [replace(first, drafts=tuple(others)) for first, *others in zip(*drafts, strict=True)]
+
+
+def _without(vocab: int, tokens: Int32) -> Int32:
+    """All tokens but these."""
+    others = np.ones(vocab, bool)
+    others[tokens] = False
+    return np.flatnonzero(others).astype(np.int32)
 
 
 def _wished(options: GenerateOptions) -> dict[str, Any]:
@@ -313,11 +388,14 @@ def token_ids(tokens: Sequence[int], vocab: int) -> Int32:
     return ids.astype(np.int32)
 
 
-def _places(parts: Sequence[str | Hole], pieces: Sequence[Part]) -> list[str | tuple[int, int]]:
-    """The given texts, and for each hole its positions; `pieces` begins with given tokens even where `parts` do not."""
+def _places(parts: Sequence[str | Hole], pieces: Sequence[Part], reaches: Mapping[int, Reach]) -> Iterator[str | Gap]:
+    """The given texts and the holes; `pieces` begins with given tokens even where `parts` do not."""
+    first = len(pieces) - len(parts)
     sizes = [piece.length or 0 if isinstance(piece, Hole) else len(piece) for piece in pieces]
-    ends = np.cumsum(sizes).tolist()[len(pieces) - len(parts) :]
-    sizes = sizes[len(pieces) - len(parts) :]
-    return [
-        part if isinstance(part, str) else (end - size, end) for part, size, end in zip(parts, sizes, ends, strict=True)
-    ]
+    for index, part in enumerate(parts, first):
+        if isinstance(part, str):
+            yield part
+            continue
+        reach, start = reaches.get(index, Reach()), sum(sizes[:index])
+        end = start + sizes[index] + reach.after
+        yield Gap(start - reach.before, end, reach.before_text, reach.after_text)

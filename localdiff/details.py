@@ -75,7 +75,8 @@ class Marks:
 
     def after(self, step: int, commits: Commits, rows: Int32, proposal: Proposal) -> Marks:
         """The marks after a denoise step that scored `rows` (ascending) and made `commits`."""
-        now = Marks(*(array.copy() for array in self._arrays()))
+        more = Marks.empty(commits.added, self.alternative_token.shape[1])
+        now = Marks(*map(np.concatenate, zip(self._arrays(), more._arrays(), strict=True)))
         state = np.full(len(commits), COMMITTED) if commits.state is None else commits.state
         now.step[commits.positions] = np.where(state == MASKED, 0, step)
         written = (state == COMMITTED) & np.isin(commits.positions, rows)

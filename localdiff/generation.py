@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cache.drift import DriftMeter
-from .canvas import MASKED, Canvas, Commits, Int32
+from .canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from .decode.loop import Step, denoise
 from .details import Marks, TokenDetail
 from .errors import Cancelled
 from .page import Page, Span
+from .trace import Trace
 
 if TYPE_CHECKING:
     from .engine import Session
@@ -38,6 +39,7 @@ class DenoiseEvent:
     positions    int32 [n] written in this step, ascending
     commits      what this step changed, with the scores of what was written
     stop_reason  None while it goes on, else "stop", "length" or "deadline"
+    settled      committed tokens before this position stay as they are
     """
 
     index: int
@@ -45,6 +47,7 @@ class DenoiseEvent:
     canvas: Canvas
     positions: Int32
     stop_reason: str | None
+    settled: int
     page: Page = dataclasses.field(repr=False, compare=False)
     commits: Commits = dataclasses.field(repr=False, compare=False)
     marks: Marks = dataclasses.field(repr=False, compare=False)
@@ -56,7 +59,7 @@ class DenoiseEvent:
     @cached_property
     def text(self) -> str:
         """The text that is settled so far: before the first masked position, and what the decoder will not change."""
-        return self.page.settled_text(self.canvas, ended=self.stop_reason is not None)
+        return self.page.settled_text(self.canvas, self.settled, ended=self.stop_reason is not None)
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -128,13 +131,16 @@ class Setup:
 class DenoiseStream(Iterator[DenoiseEvent]):
     """The events of a batch, in order; iterating does the work.
 
-    results has one Generation per prompt once the stream has ended. Where it ended early (cancel(), close(), an error)
-    unfinished texts have the stop_reason "cancelled" and hold what was settled.
+    results has one Generation per prompt once the stream has ended, traces the records of their steps. Where it ended
+    early (cancel(), close(), an error) unfinished texts have the stop_reason "cancelled" and hold what was settled.
+    Of a text with drafts in several lengths the best one is given, its events when all of them are done.
     """
 
     def __init__(self, pages: Sequence[Page], pool: SessionPool, setup: Setup) -> None:
         self.results: list[Generation] = []
-        self._texts = [TextInProgress(page) for page in pages]
+        self.traces: list[Trace] = []
+        self._drafts = [[TextInProgress(each) for each in (page, *page.drafts)] for page in pages]
+        self._texts = [text for drafts in self._drafts for text in drafts]
         self._pool = pool
         self._setup = setup
         self._session: Session | None = None
@@ -148,6 +154,12 @@ class DenoiseStream(Iterator[DenoiseEvent]):
     def result(self) -> Generation:
         """The result of a stream of one prompt."""
         (only,) = self.results
+        return only
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of a stream of one prompt."""
+        (only,) = self.traces
         return only
 
     def cancel(self) -> None:
@@ -165,18 +177,27 @@ class DenoiseStream(Iterator[DenoiseEvent]):
 
     def _run(self) -> Generator[DenoiseEvent, None, None]:
         jobs = [text.page.job for text in self._texts]
+        owners = [index for index, drafts in enumerate(self._drafts) for _ in drafts]
+        held: list[list[DenoiseEvent]] = [[] for _ in self._texts]
         threads = 0
         meter = DriftMeter(len(jobs)) if any(job.settings.report_drift for job in jobs) else None
         try:
             doubled = meter is not None or any(job.controls.guidance for job in jobs)
-            length = max(job.decoder.room(job.canvas) + job.controls.ahead for job in jobs)
+            length = max(job.most + job.controls.ahead for job in jobs)
             with self._pool.lend_kept(len(jobs) * (1 + doubled), length) as (session, states):
                 self._session = session
                 threads = session.timings().threads
                 started = time.perf_counter()
                 steps = denoise(session, jobs, states, meter)
                 while (step := self._next(steps)) is not None:
-                    yield self._texts[step.index].advance(step, time.perf_counter() - started)
+                    index, text = owners[step.index], self._texts[step.index]
+                    event = text.advance(step, time.perf_counter() - started)
+                    held[step.index].append(dataclasses.replace(event, index=index))
+                    drafts = self._drafts[index]
+                    if len(drafts) == 1 or all(draft.finished for draft in drafts):
+                        shown = self._texts.index(_best(drafts))
+                        yield from held[shown]
+                        held[shown] = []
         finally:
             self._session = None
             self._report(threads, meter)
@@ -187,10 +208,17 @@ class DenoiseStream(Iterator[DenoiseEvent]):
         return next(steps, None)
 
     def _report(self, threads: int, meter: DriftMeter | None = None) -> None:
-        drifts = [None] * len(self._texts) if meter is None else [drift.as_dict() for drift in meter.drift]
+        best = [_best(drafts) for drafts in self._drafts]
+        drifts = {} if meter is None else dict(zip(self._texts, meter.drift, strict=True))
+        self.traces = [text.trace for text in best]
         self.results = [
-            text.result(self._setup, threads, drift) for text, drift in zip(self._texts, drifts, strict=True)
+            text.result(self._setup, threads, drifts[text].as_dict() if text in drifts else None) for text in best
         ]
+
+
+def _best(drafts: Sequence[TextInProgress]) -> TextInProgress:
+    """The draft whose tokens were surest, of equals the first one."""
+    return drafts[0] if len(drafts) == 1 else max(drafts, key=lambda draft: draft.sureness)
 
 
 class TextInProgress:
@@ -199,6 +227,7 @@ class TextInProgress:
     def __init__(self, page: Page) -> None:
         self.page = page
         self._canvas = page.job.canvas
+        self._steps: list[Commits] = []
         self._marks = Marks.empty(len(self._canvas), page.job.controls.alternatives)
         self._nfe = page.passes
         self._rows = 0
@@ -209,18 +238,47 @@ class TextInProgress:
     def advance(self, step: Step, seconds: float) -> DenoiseEvent:
         """Take note of a step that ended `seconds` after the start."""
         self._canvas = step.canvas
+        self._steps.append(step.commits)
         self._marks = self._marks.after(step.step, step.commits, step.scored, step.proposal)
         self._nfe, self._seconds = self.page.passes + step.step, self.page.seconds + seconds
         self._rows += step.rows
         self._stop_reason = step.stop_reason or "cancelled"
         first = step.canvas.maskable[:1]
-        final = step.stop_reason is not None or np.all(first < self.page.job.decoder.settled(step.canvas))
-        if self._first_settled is None and final and np.any(step.canvas.state[first] != MASKED):
+        if self._first_settled is None and np.all(first < step.settled) and np.any(step.canvas.state[first] != MASKED):
             self._first_settled = self._seconds
-        commits = step.commits
+        commits, written = step.commits, step.commits.written
         return DenoiseEvent(
-            step.index, step.step, step.canvas, commits.written, step.stop_reason, self.page, commits, self._marks
-        )  # fmt: skip
+            step.index,
+            step.step,
+            step.canvas,
+            written,
+            step.stop_reason,
+            step.settled,
+            self.page,
+            commits,
+            self._marks,
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self._stop_reason != "cancelled"
+
+    @property
+    def trace(self) -> Trace:
+        """What its steps changed so far."""
+        job = self.page.job
+        return Trace(job.canvas.apply(job.decoder.start(job.canvas)), tuple(self._steps))
+
+    @property
+    def sureness(self) -> float:
+        """Mean score that the tokens had when they were written: of rdm, log-probabilities (arXiv:2308.12219)."""
+        if not self.finished:
+            return -np.inf
+        scores = np.full(len(self._canvas), np.nan)
+        for commits in self._steps:
+            assert commits.scores is not None
+            scores[commits.positions] = commits.scores
+        return float(scores[self._canvas.state == COMMITTED].mean())
 
     def result(self, setup: Setup, threads: int, drift: dict[str, float | int] | None = None) -> Generation:
         """The text as far as it is known."""

@@ -46,33 +46,44 @@ def check_parts(parts: Sequence[str | Hole]) -> None:
 
 
 def choose_lengths(
-    parts: Sequence[Part], mask_token: int, limit: int, propose: Callable[[list[tuple[Canvas, range]]], list[Proposal]]
-) -> list[Part]:
-    """The parts with every open hole given a length; all holes together stay within `limit` positions.
+    parts: Sequence[Part],
+    mask_token: int,
+    limit: int,
+    propose: Callable[[list[tuple[Canvas, range]]], list[Proposal]],
+    beam: int = 1,
+) -> list[list[Part]]:
+    """The parts with every open hole given a length, the likeliest first; all stay within `limit` positions.
 
     propose   scores the positions of a range for each (canvas, range), without temperature
+    beam      how many different choices there are at most
     """
-    chosen = list(parts)
+    kept: list[tuple[float, list[Part]]] = [(0.0, list(parts))]
     for index, part in enumerate(parts):
         if isinstance(part, Hole) and part.length is None:
-            candidates = [(length, _with_length(chosen, index, length)) for length in LENGTHS]
-            fitting = [(length, tried) for length, tried in candidates if _size(tried) <= limit] or candidates[:1]
-            start = _size(fitting[0][1][:index])
-            asked = [(Canvas.of(tried, mask_token), range(start, start + length)) for length, tried in fitting]
-            means = [float(np.log(np.maximum(p.probability, 1e-30)).mean()) for p in propose(asked)]
-            chosen[index] = Hole(fitting[int(np.argmax(means))][0])
-    return chosen
+            tried = [(so_far, _with(chosen, index, length)) for so_far, chosen in kept for length in LENGTHS]
+            fitting = [each for each in tried if _size(provisional(each[1])) <= limit] or tried[:1]
+            asked = [(Canvas.of(provisional(chosen), mask_token), _range(chosen, index)) for _, chosen in fitting]
+            scored = [
+                (so_far + float(np.log(np.maximum(answer.probability, 1e-30)).mean()), chosen)
+                for (so_far, chosen), answer in zip(fitting, propose(asked), strict=True)
+            ]
+            kept = sorted(scored, key=lambda each: -each[0])[:beam]  # of equals the shorter one comes first
+    return [chosen for _, chosen in kept]
 
 
-def _with_length(parts: Sequence[Part], index: int, length: int) -> list[Part]:
-    """`parts` with the open hole at `index` given a length, and the open ones after it a provisional one."""
-    fixed: list[Part] = []
-    for place, part in enumerate(parts):
-        if isinstance(part, Hole) and part.length is None:
-            fixed.append(Hole(length if place == index else OPEN_LENGTH))
-        else:
-            fixed.append(part)
-    return fixed
+def provisional(parts: Sequence[Part]) -> list[Part]:
+    """`parts` with OPEN_LENGTH for the open holes."""
+    return [Hole(OPEN_LENGTH) if isinstance(part, Hole) and part.length is None else part for part in parts]
+
+
+def _with(parts: Sequence[Part], index: int, length: int) -> list[Part]:
+    return [*parts[:index], Hole(length), *parts[index + 1 :]]
+
+
+def _range(parts: Sequence[Part], index: int) -> range:
+    """The positions of the hole at `index`; the holes before it have lengths."""
+    start = _size(parts[:index])
+    return range(start, start + _size(parts[index : index + 1]))
 
 
 def _size(parts: Sequence[Part]) -> int:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "models" / "localdiff-stories.gguf"
 DEVICES = ("auto", "cpu")
+BACKGROUND_ROWS = 32
 
 Propose = Callable[[list[Request]], list[Proposal]]  # one call of the engine
 Prompt = str | Sequence[int]  # text, or raw token ids which are taken as they are
@@ -143,6 +144,20 @@ class Model:
         """How quantised weights are multiplied, and why; "auto" is decided when it is first needed."""
         return decide(self._wanted_math, self._files, self._engine, self.spec, lambda: self.tokenizer, self._threads)
 
+    @cached_property
+    def background(self) -> Float32:
+        """float32 [vocab], how probable the model holds each token where it knows nothing; one pass, the first time.
+
+        The mean over the rows of a canvas of BACKGROUND_ROWS masks, behind bos where the model has one.
+        """
+        assert self.spec is not None
+        begin = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
+        count = min(BACKGROUND_ROWS, self.canvas_limit - len(begin))
+        rows = self.logits([*begin, *[self.spec.mask_token] * count]).astype(np.float64)
+        weights = np.exp(rows - rows.max(axis=1, keepdims=True))
+        background: Float32 = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0).astype(np.float32)
+        return background
+
     # ---- text ----
 
     @cached_property
@@ -235,9 +250,7 @@ class Model:
         """The same as generate, as an iterator of DenoiseEvents; .result (.results for several) comes at the end."""
         return self._run(self.compose(prompt, merge(options, named)))
 
-    def chat(
-        self, messages: Sequence[Mapping[str, str]], options: GenerateOptions | None = None, **named: Any
-    ) -> Any:
+    def chat(self, messages: Sequence[Mapping[str, str]], options: GenerateOptions | None = None, **named: Any) -> Any:
         """The assistant's answer to a conversation; a list of answers where samples is given."""
         wanted = self.chat_options(messages, merge(options, named))
         return self.generate(self.chat_tokens(messages), wanted)
@@ -356,9 +369,10 @@ class Model:
     def compose_infill(
         self, text: str | Sequence[str | Hole], options: GenerateOptions, propose: Propose
     ) -> list[Page]:
-        """The canvases of stream_infill(text, options); `propose` is asked where the length of a hole is open."""
-        if options.max_new_tokens is not None:
-            raise OptionError("infill has no max_new_tokens: the holes say how many tokens are made")
+        """The canvases of stream_infill(text, options); `propose` is asked about open lengths and partial words."""
+        for name in ("max_new_tokens", "grow"):
+            if getattr(options, name) is not None:
+                raise OptionError(f"infill has no {name}: the holes say how many tokens are made")
         if options.stop is not None:
             raise OptionError("infill has no stop: a hole ends where the given text goes on; leave it out")
         if options.negative_prompt is not None:
@@ -427,7 +441,7 @@ class Model:
                 f"{self.path.name} has no diffusion record, so its mask token is unknown; give --diffusion "
                 "mask=ID,shift=0|1 or a preset such as --diffusion diffullama"
             )
-        return Composer(self.tokenizer, self.spec, self.info.vocab, self.canvas_limit)
+        return Composer(self.tokenizer, self.spec, self.info.vocab, self.canvas_limit, lambda: self.background)
 
 
 @functools.cache

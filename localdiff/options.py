@@ -49,7 +49,11 @@ class GenerateOptions:
     max_new_tokens: int | None = _option(
         "tokens to make at most (default 64, or less where the canvas ends)", short="n", range=(1, math.inf)
     )
-    steps: int | None = _option("denoise steps, one forward pass each", range=(1, 2**31 - 1))
+    grow: int | None = _option(
+        "masks at a time: the text gets as many more until it ends or has max_new_tokens (default: all at once)",
+        range=(1, 2**31 - 1),
+    )
+    steps: int | None = _option("denoise steps, a forward pass each; with grow, of each stretch", range=(1, 2**31 - 1))
     preset: str | None = _option(
         f"speed against quality; {'; '.join(f'{name}: {row.cost}' for name, row in PRESETS.items())}; {TUNED}: what "
         "localdiff tune found; other options win",
@@ -66,6 +70,7 @@ class GenerateOptions:
     schedule: str | None = _option("how the number of masks falls (rdm)", choices=words("schedule"))
     remask: str | None = _option("which tokens are masked again (rdm, remdm)", choices=words("remask"))
     remask_rate: float | None = _option("how many tokens are masked again (remdm)", range=(0, 1))
+    length_beam: int | None = _option("lengths to try side by side; the surest text is kept (rdm)", range=(1, 64))
     steps_per_block: int | None = _option("denoise steps of a block at most (sdar)", range=(1, math.inf))
     edit_threshold: float | None = _option("replace a token by one at least this probable (llada2.1)", range=(0, 1))
     edit_steps: int | None = _option("passes over a full block to edit it (llada2.1)", range=(0, math.inf))
@@ -74,9 +79,10 @@ class GenerateOptions:
     distance_penalty: float | None = _option("entropy added per position ahead (wedlm)", range=(0, 1e6))
     expansions: int | None = _option("how often the text may grow (dreamon, daedal)", range=(0, 2**31 - 1))
     divergence: float | None = _option("commit where a distribution moved less, in nats (klass)", range=(0, math.inf))
-    relaxed_threshold: float | None = _option("second, lower threshold (localleap, hierarchical, daedal)", range=(0, 1))
+    relaxed_threshold: float | None = _option("second, lower threshold", range=(0, 1))
     radius: int | None = _option("how far a sure token reaches (localleap)", range=(0, 2**31 - 1))
     delimiter_threshold: float | None = _option("end a block at a line end this probable (adablock)", range=(0, 1))
+    position_decay: float | None = _option("how strongly the left comes first (pc-sampler)", range=(0, 1e6))
     end_token: str | None = _option("when the text may end: any time, last, never (llada)", choices=words("end_token"))
     temperature: float | None = _option("randomness of the tokens, 0 = the likeliest", range=(0, 1e6))
     top_k: int | None = _option("draw from the k likeliest tokens only, 0 = off", range=(0, 2**31 - 1))
@@ -112,7 +118,7 @@ class GenerateOptions:
         "what guidance leads away from (default: no prompt)", form=wishes.prompt
     )
     alternatives: int | None = _option("report as many of the likeliest tokens for each token", range=(0, 64))
-    deadline: float | None = _option("seconds in which the text is full, as good as they allow", range=(0, 1e9))
+    deadline: float | None = _option("seconds until the text is full, as good as they allow", range=(0, 1e9))
     json_schema: Mapping[str, Any] | bool | Path | None = _option(
         "write JSON that matches the schema in this file", form=wishes.json_schema, file=True
     )

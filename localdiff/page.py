@@ -39,16 +39,30 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Where a hole is: the positions [start, end) of the first canvas.
+
+    before, after   given characters at its edges: of tokens that are partly given and partly the hole's
+    """
+
+    start: int
+    end: int
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """The reading of one canvas.
 
     start       where the text begins: at the answer, or at the first token where holes are filled
     continues   the text at `start` stands after other text
     pad_token   stripped from the end of an answer, None where the model has none
-    parts       where holes are filled: the given texts, word for word, and the holes as first positions (start, end)
-    passes, seconds   spent before the first denoise step, to choose the lengths of holes
+    parts       where holes are filled: the given texts, word for word, and the holes
+    passes, seconds   spent before the first denoise step, to choose the lengths and the edges of holes
     stops       texts that end an answer
     wished      the controls (decode/controls.py) that the caller gave, for people
+    drafts      the same text in other lengths: the one whose tokens are surest when they are written counts
     """
 
     tokenizer: Tokenizer
@@ -56,11 +70,12 @@ class Page:
     start: int
     continues: bool
     pad_token: int | None
-    parts: tuple[str | tuple[int, int], ...] = ()
+    parts: tuple[str | Gap, ...] = ()
     passes: int = 0
     seconds: float = 0.0
     stops: StopStrings = field(default_factory=StopStrings)
     wished: Mapping[str, Any] = field(default_factory=dict)
+    drafts: tuple[Page, ...] = ()
 
     def settled_end(self, canvas: Canvas) -> int:
         """Where the text that is known so far ends."""
@@ -68,14 +83,13 @@ class Page:
         masked = canvas.masked
         return min(end, int(masked[0])) if len(masked) else end
 
-    def settled_text(self, canvas: Canvas, ended: bool) -> str:
-        """The text that will not change any more; unless it has ended, that is the decoder's word.
+    def settled_text(self, canvas: Canvas, settled: int, ended: bool) -> str:
+        """The text that will not change any more; tokens before the position `settled` stay as they are.
 
         The final text begins with it: pads, halves of characters and what may become a stop string wait at its end
         until something follows them.
         """
-        end = self.settled_end(canvas)
-        end = end if ended else min(end, self.job.decoder.settled(canvas))
+        end = min(self.settled_end(canvas), settled)
         if self.parts:
             text = "".join(text for _, text in self._pieces(canvas, end, whole=False))
         else:
@@ -123,8 +137,11 @@ class Page:
             if isinstance(part, str):
                 pieces.append((False, part))
                 continue
-            first, last = np.searchsorted(canvas.origin, part).tolist()
-            text = self._decode(canvas.tokens[first : min(last, end)], part[0] > self.start or self.continues)
+            first, last = np.searchsorted(canvas.origin, (part.start, part.end)).tolist()
+            continues = part.start > self.start or self.continues
+            text = self._decode(canvas.tokens[first : min(last, end)], continues)
+            opening = part.before if continues or not self.tokenizer.space_prefix else part.before.removeprefix(" ")
+            text = text.removeprefix(opening).removesuffix(part.after if last <= end else "")
             # in most vocabularies the space before a word belongs to its token, so one too many may be there
             spaced = bool(pieces) and pieces[-1][1].endswith(" ")
             pieces.append((True, text.removeprefix(" ") if spaced else text))

@@ -113,6 +113,66 @@ def score_of(a: Callable[[int], Answer], order: str | None) -> Callable[[int], f
     return (lambda i: a(i).margin) if order == "margin" else (lambda i: a(i).p)
 
 
+def random_keep(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    a = None
+    for t in range(s.steps, 0, -1):
+        if a is not None:  # x_0 of the pass before is revealed with chance 1 / (t + 1)
+            step = s.steps - t
+            yield write(x, masked, a, [i for i in where(masked) if o.uniform(step, i) < 1 / (t + 1)])
+            if not any(masked):
+                return
+        a = o.ask(x, s.steps - t + 1)
+    yield write(x, masked, a, where(masked))
+
+
+def topk(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    holes = where(masked)
+    for t in range(s.steps - 1, -1, -1):
+        a = o.ask(x, s.steps - t)
+        k = math.floor(len(holes) * t / s.steps)
+        ranked = sorted([math.log(max(a(i).p, 1e-45)) for i in holes] + [1000.0] * (len(x) - len(holes)))
+        yield write(x, masked, a, [i for i in where(masked) if not math.log(max(a(i).p, 1e-45)) < ranked[k]])
+        if not any(masked):
+            return
+
+
+def threshold(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    step = 0
+    for block in cut(where(masked), s):
+        while unknown := [i for i in block if masked[i]]:
+            step += 1
+            a = o.ask(x, step, sampled=False)
+            surest = best(unknown, lambda i: a(i).p, 1)[0]
+            yield write(x, masked, a, [i for i in unknown if i == surest or a(i).p >= np.float32(s.threshold)])
+
+
+def slowfast(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    step = 0
+    for block in cut(where(masked), s):
+        start = 0
+        while any(masked[i] for i in block):
+            ends: list[int] = []
+            end = None
+            while end is None or any(masked[i] for i in block[start:end]):
+                unknown = [i for i in block[start:end] if masked[i]]
+                if not unknown:  # the slow phase has written all there is
+                    break
+                step += 1
+                a = o.ask(x, step, sampled=False)
+                if end is None:
+                    likely = [
+                        n for n, i in enumerate(block) if i in unknown and a(i).p >= np.float32(s.relaxed_threshold)
+                    ]
+                    ends.append(max(likely, default=start) + 1)
+                    if len(ends) >= 2 and abs(ends[-1] - ends[-2]) / 2 < 1:  # the deviation of two numbers
+                        end = ends[-1]
+                    elif len(ends) == 6:
+                        end = (ends[-1] + ends[-2]) // 2
+                sure = [i for i in unknown if a(i).p >= np.float32(s.threshold)]
+                yield write(x, masked, a, sure if len(sure) > 1 else best(unknown, lambda i: a(i).p, 1))
+            start = end or len(block)
+
+
 def dream(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
     times = np.linspace(1, 1e-3, s.steps + 1)
     for step in range(1, s.steps + 1):
@@ -384,8 +444,9 @@ def localleap(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Itera
 
 
 def llada(
-    o: Oracle, x: list[int], masked: list[bool], s: Settings, early: Callable[..., bool] = lambda *_: False
-) -> Iterator[State]:
+    o: Oracle, x: list[int], masked: list[bool], s: Settings, early: Callable[..., bool] = lambda *_: False,
+    score_for: Callable[..., Callable[[int], float]] | None = None,
+) -> Iterator[State]:  # fmt: skip
     step, parts = 0, cut(where(masked), s)
     for number, block in enumerate(parts):
         steps = s.steps // len(parts) + (number < s.steps % len(parts))
@@ -401,6 +462,8 @@ def llada(
                 return
             count = len(block) // steps + (i < len(block) % steps)
             plain = (lambda j: o.uniform(step, j)) if s.order == "random" else lambda j: a(j).p
+            if score_for is not None:
+                plain = score_for(a, block)
             late = o.job.decoder.facts.stop_tokens if s.end_token == "last" else ()
             score = lambda j: -math.inf if a(j).token in late else plain(j)  # noqa: E731
             yield write(x, masked, a, best(unknown, score, count))
@@ -416,6 +479,18 @@ def prophet(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterato
         return sum(gaps) / len(gaps) >= (7.5 if progress <= 1 / 3 else 5.0 if progress <= 2 / 3 else 2.5)
 
     return llada(o, x, masked, s, early)
+
+
+def pc_sampler(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    q = o.job.decoder.facts.background
+
+    def score_for(a: Callable[[int], Answer], block: list[int]) -> Callable[[int], float]:
+        def tells(i: int) -> float:
+            return min(10.0, -a(i).p * math.log(float(q[a(i).token]) + 1e-9))
+
+        return lambda i: math.exp(-s.position_decay * block.index(i)) * tells(i)
+
+    return llada(o, x, masked, s, score_for=score_for)
 
 
 def hierarchical(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
@@ -504,6 +579,7 @@ def daedal(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator
 
 
 REFERENCES = {
+    "random-keep": random_keep, "topk": topk, "threshold": threshold, "slowfast": slowfast, "pc-sampler": pc_sampler,
     "dream": dream, "factor": factor, "sdar": sdar, "llada2": llada2, "llada2.1": llada2, "rdm": rdm, "p2": p2,
     "mdlm": mdlm, "rnd1": rnd1, "eb-sampler": eb_sampler, "entropy-bound": entropy_bound, "dreamon": dreamon,
     "wedlm": wedlm, "remdm": remdm, "klass": klass, "localleap": localleap, "llada": llada, "prophet": prophet,

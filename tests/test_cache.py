@@ -27,7 +27,8 @@ from localdiff.options import GenerateOptions
 from localdiff.spec import DiffusionSpec
 
 VOCAB, MASK, BLOCK = 12, 11, 4
-FACTS = Facts(VOCAB, np.array([MASK], np.int32), 32, expand_token=10, delete_token=9, stop_tokens=(8,), line_end=7)
+EVEN = np.full(VOCAB, 1 / VOCAB, np.float32)
+FACTS = Facts(VOCAB, np.array([MASK], np.int32), 32, 10, 9, stop_tokens=(8,), line_end=7, background=EVEN)
 
 
 class Layers(FakeSession):

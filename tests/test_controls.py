@@ -18,6 +18,7 @@ from text_metadata import tiny_bpe
 import localdiff
 from localdiff.cache.table import make_cache
 from localdiff.canvas import GIVEN, MASKED, Canvas, Hole
+from localdiff.cli.generating import _below_each_other
 from localdiff.decode.controls import Controls
 from localdiff.decode.deadline import Pace
 from localdiff.decode.decoder import Facts
@@ -27,11 +28,13 @@ from localdiff.details import Marks
 from localdiff.errors import OptionError
 from localdiff.model import Model
 from localdiff.options import GenerateOptions
+from localdiff.page import Span
 from localdiff.spec import DiffusionSpec
 from localdiff.stops import StopStrings
 from localdiff.text import Tokenizer
 
 VOCAB, MASK = 12, 11
+EVEN = np.full(VOCAB, 1 / VOCAB, np.float32)
 ALL = sorted(DECODERS)
 
 
@@ -46,7 +49,7 @@ def job(controls: Controls, layout: str = "ggg" + "." * 12, seed: int = 1, shift
     canvas = Canvas.of([[index % 7] if char == "g" else Hole(1) for index, char in enumerate(layout)], MASK)
     chosen = settings_for(GenerateOptions(**options), spec, len(canvas.masked))
     forbidden = np.array([MASK], np.int32)
-    facts = Facts(VOCAB, forbidden, 40, expand_token=8, delete_token=9, stop_tokens=(7,), line_end=10)
+    facts = Facts(VOCAB, forbidden, 40, expand_token=8, delete_token=9, stop_tokens=(7,), line_end=10, background=EVEN)
     decoder = make_decoder(chosen, seed, facts)
     return Job(
         canvas, decoder, make_cache(chosen), chosen, seed, spec.attention, 0, 3, shift, forbidden, (7,), 3, controls,
@@ -126,7 +129,7 @@ def test_the_penalty_is_for_what_stands_there_and_the_bias_for_all() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_batch_gives_what_each_alone_gives_and_alternatives_change_nothing(name: str) -> None:
     traits = DECODERS[name].traits
-    wants = [Controls(alternatives=5), Controls(deadline=1e9), Controls()]
+    wants = [Controls(alternatives=5), Controls(until=1e9), Controls()]
     if not traits & {"reorders", "noise"}:
         wants.append(Controls(guidance=0.7, alternatives=3))
     if "rewrites" not in traits and name != "llada2.1":
@@ -150,8 +153,8 @@ def test_a_guided_job_needs_two_slots() -> None:
 @settings(deadline=None, max_examples=120)
 @given(st.sampled_from(ALL), st.floats(0, 12), st.lists(st.floats(0.5, 1.5), max_size=60), st.integers(0, 9))
 def test_a_deadline_is_kept_within_about_a_pass(name: str, seconds: float, takes: list[float], seed: int) -> None:
-    """Whatever the decoder: the canvas is full, given tokens stay, and the time is at most a slow pass over, or the two
-    passes that there always are."""
+    """Whatever the decoder: the canvas is full, given tokens stay, and the time is at most a slow pass over, or that of
+    two passes, since one has to be seen."""
     clock, taken = 0.0, iter(takes)
     session = FakeSession(random_table(VOCAB))
 
@@ -160,7 +163,7 @@ def test_a_deadline_is_kept_within_about_a_pass(name: str, seconds: float, takes
         clock += next(taken, 1.0)
 
     session.before_call = tick
-    the_job = job(Controls(deadline=seconds), decoder=name, seed=seed)
+    the_job = job(Controls(until=seconds), decoder=name, seed=seed)
     steps = list(denoise(session, [the_job], pace=Pace(lambda: clock)))
     last = steps[-1]
     assert clock <= max(seconds + 1.5, 3.0)
@@ -194,17 +197,23 @@ def test_with_a_deadline_every_step_writes_its_share(name: str) -> None:
     session = FakeSession(logits)
     session.before_call = tick
     options: dict[str, Any] = {"block_length": 48} if "block_length" in DECODERS[name].defaults else {}
-    the_job = job(Controls(deadline=10.0), "g" + "." * 48, decoder=name, **options)
+    the_job = job(Controls(until=10.0), "g" + "." * 48, decoder=name, **options)
     steps = list(denoise(session, [the_job], pace=Pace(lambda: clock)))
     assert clock <= 10.0
     assert max(len(step.commits) for step in steps) <= 12  # a block may hold less than the share
     assert not len(steps[-1].canvas.masked)
 
 
+def test_a_deadline_that_is_over_still_gives_a_full_text() -> None:
+    model, _ = model_of(random_table(TOKENIZER.vocab_size))
+    for out in (model.generate("hello", max_new_tokens=9, deadline=0.0), model.infill("a [[9]] b", deadline=0.0)):
+        assert (out.nfe, out.stop_reason, len(out.tokens), out.decoder["deadline"]) == (1, "deadline", 9, 0.0)
+
+
 def test_a_deadline_computes_every_row_at_the_end() -> None:
     clock = iter(range(100))
     session = FakeSession(random_table(VOCAB))
-    jobs = [job(Controls(deadline=6.0), decoder="threshold", threshold=1.0, cache="dual")]
+    jobs = [job(Controls(until=6.0), decoder="threshold", threshold=1.0, cache="dual")]
     steps = list(denoise(session, jobs, pace=Pace(lambda: float(next(clock)))))
     assert steps[-1].stop_reason == "deadline"
     computed = [request.compute for (request,) in session.requests]
@@ -448,6 +457,12 @@ def test_guidance_goes_with_the_cache_that_changes_nothing(attention: str) -> No
             )
             assert (cached.tokens, cached.nfe) == (whole.tokens, whole.nfe)
             assert cached.rows < whole.rows
+
+
+def test_the_live_view_shows_samples_below_each_other() -> None:
+    texts = {1: [Span("settled", "b", 1)], 0: [Span("fresh", "a", 1), Span("masked", "", 3)]}
+    kinds = [(span.kind, span.text.strip()) for span in _below_each_other(texts)]
+    assert kinds == [("fresh", "a"), ("masked", ""), ("note", "--- 2"), ("settled", "b")]
 
 
 def test_the_command_line_prints_every_sample(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from localdiff.options import GenerateOptions
 from localdiff.spec import DiffusionSpec
 
 VOCAB, MASK = 12, 11
+BACKGROUND = np.full(VOCAB, 1 / VOCAB, np.float32)
 
 
 def job(
@@ -32,7 +33,7 @@ def job(
     canvas = Canvas.of([[index % 7] if char == "g" else Hole(1) for index, char in enumerate(layout)], MASK)
     chosen = settings_for(GenerateOptions(**options), spec, len(canvas.masked))  # type: ignore[arg-type]
     forbidden = np.array([MASK], np.int32)
-    decoder = make_decoder(chosen, seed, Facts(VOCAB, forbidden, 1000, line_end=10))
+    decoder = make_decoder(chosen, seed, Facts(VOCAB, forbidden, 1000, None, None, (), 10, BACKGROUND))
     decoder.check(canvas)
     return Job(
         canvas, decoder, make_cache(chosen), chosen, seed, "full", 0, 0, shift,

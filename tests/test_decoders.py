@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from decoder_references import REFERENCES, Oracle
 from fake import FakeSession, Logits, point_mass, random_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from localdiff.cache.table import make_cache
 from localdiff.canvas import GIVEN, MASKED, Canvas, Hole
@@ -16,10 +18,12 @@ from localdiff.decode.table import DECODERS, make_decoder, settings_for
 from localdiff.errors import OptionError
 from localdiff.options import GenerateOptions
 from localdiff.spec import DiffusionSpec
+from localdiff.trace import Trace
 
 VOCAB, MASK, EXPAND, DELETE, STOP, LINE_END = 12, 11, 10, 9, 8, 7
 SETTINGS = 200  # of each decoder
 GROWTH = 15  # positions by which a canvas may grow
+BACKGROUND = np.random.default_rng(1).dirichlet(np.full(VOCAB, 0.3)).astype(np.float32)
 
 
 def a_job(name: str, layout: str, seed: int, spec: dict[str, Any] | None = None, **options: Any) -> Job:
@@ -29,7 +33,7 @@ def a_job(name: str, layout: str, seed: int, spec: dict[str, Any] | None = None,
     chosen = settings_for(GenerateOptions(decoder=name, **options), record, len(canvas.masked))
     forbidden = np.array([MASK] if name == "dreamon" else [DELETE, EXPAND, MASK], np.int32)
     decoder = make_decoder(
-        chosen, seed, Facts(VOCAB, forbidden, len(canvas) + GROWTH, EXPAND, DELETE, (STOP,), LINE_END)
+        chosen, seed, Facts(VOCAB, forbidden, len(canvas) + GROWTH, EXPAND, DELETE, (STOP,), LINE_END, BACKGROUND)
     )
     decoder.check(canvas)
     return Job(
@@ -69,6 +73,7 @@ VALUES: dict[str, Any] = {  # option -> how a value is drawn
     "divergence": lambda rng: float(rng.uniform(0, 3)),
     "end_temperature": lambda rng: float(rng.uniform(0.02, 1)),
     "delimiter_threshold": lambda rng: float(rng.uniform(0, 0.6)),
+    "position_decay": lambda rng: float(rng.uniform(0, 1)),
     "expansions": lambda rng: int(rng.integers(0, 6)),
     "radius": lambda rng: int(rng.integers(0, 4)),
 }
@@ -97,7 +102,7 @@ def random_options(name: str, rng: np.random.Generator) -> dict[str, Any]:
         drawn.pop("order_temperature", None)
     if drawn.get("remask") == "confidence":
         drawn.pop("remask_rate", None)
-    if name in ("llada", "prophet"):
+    if name in ("llada", "prophet", "pc-sampler"):
         drawn["steps"] = int(rng.integers(14, 24))  # a step for each block
     temperature = float(rng.choice([0.0, 0.5, 1.0]))
     if name == "entropy-bound":
@@ -144,36 +149,41 @@ def test_same_tokens_in_the_same_order_as_the_published_algorithm(name: str) -> 
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_given_tokens_stay_and_every_step_replays_and_ends_within_its_bound(name: str) -> None:
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32))
+def test_given_tokens_stay_and_every_step_replays_and_ends_within_its_bound(name: str, seed: int) -> None:
     row = DECODERS[name]
-    for seed in range(60):
-        job, logits = random_job(name, 1000 + seed)
-        total = len(job.canvas.masked)
-        canvas = job.canvas.apply(job.decoder.start(job.canvas))
-        steps = run(job, logits)
-        for step in steps:
-            before, canvas = canvas, canvas.apply(step.commits)
-            assert np.array_equal(canvas.tokens, step.canvas.tokens)
-            assert np.array_equal(canvas.state, step.canvas.state)
-            for each in (before, canvas):
-                given = each.state == GIVEN
-                assert np.array_equal(each.tokens[given], job.canvas.tokens[job.canvas.state == GIVEN])
-            assert step.commits.scores is None or len(step.commits.scores) == len(step.commits)
-            if not row.traits & {"rewrites", "resizes"} and name != "llada2.1":  # monotone: what is written stays
-                kept = before.state != MASKED
-                assert np.array_equal(before.tokens[kept], canvas.tokens[kept])
-        assert steps[-1].stop_reason == "length"
-        assert not len(canvas.masked)
-        assert not np.isin(job.forbidden, canvas.tokens[canvas.state != GIVEN]).any()
-        bound = job.settings.steps or total
-        if name == "llada2.1":
-            bound = total * (1 + job.settings.edit_steps)
-        elif "resizes" in row.traits:
-            bound = total + (10 if name == "daedal" else 2) * job.settings.expansions
-            assert len(canvas) <= job.decoder.room(job.canvas)
-        elif job.settings.entropy_bound is not None and name == "rnd1":
-            bound = total
-        assert len(steps) <= bound
+    job, logits = random_job(name, seed)
+    total = len(job.canvas.masked)
+    canvas = job.canvas.apply(job.decoder.start(job.canvas))
+    steps = run(job, logits)
+    trace = Trace(canvas, tuple(step.commits for step in steps))
+    again = Trace.from_json(trace.to_json())
+    assert again.to_json() == trace.to_json()
+    for step, after in zip(steps, again.canvases(), strict=True):
+        before, canvas = canvas, after
+        assert np.array_equal(canvas.tokens, step.canvas.tokens)
+        assert np.array_equal(canvas.state, step.canvas.state)
+        given_now = canvas.state == GIVEN
+        assert np.array_equal(canvas.tokens[given_now], job.canvas.tokens[job.canvas.state == GIVEN])
+        assert step.commits.scores is None or len(step.commits.scores) == len(step.commits)
+        if not row.traits & {"rewrites", "resizes"} and name != "llada2.1":  # monotone: what is written stays
+            kept = before.state != MASKED
+            assert np.array_equal(before.tokens[kept], canvas.tokens[kept])
+    assert steps[-1].stop_reason == "length"
+    assert not len(canvas.masked)
+    assert not np.isin(job.forbidden, canvas.tokens[canvas.state != GIVEN]).any()
+    if not row.traits & {"rewrites", "resizes"} and name != "llada2.1":  # counts add up
+        assert sum(len(step.commits) for step in steps) == total
+    bound = job.settings.steps or total
+    if name == "llada2.1":
+        bound = total * (1 + job.settings.edit_steps)
+    elif "resizes" in row.traits:
+        bound = total + (10 if name == "daedal" else 2) * job.settings.expansions
+        assert len(canvas) <= job.decoder.room(job.canvas)
+    elif job.settings.entropy_bound is not None and name == "rnd1":
+        bound = total
+    assert len(steps) <= bound
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -227,6 +237,9 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("sdar", {}, {"order": "entropy", "steps_per_block": 2}, "steps_per_block has no effect"),
     ("sdar", {}, {"steps_per_block": 5}, "steps_per_block is 5, but a block has 4"),
     ("remdm", {}, {"remask": "confidence", "remask_rate": 0.5}, "remask_rate has no effect"),
+    ("daedal", {}, {"grow": 4}, "the decoder daedal decides itself how the canvas grows"),
+    ("rdm", {}, {"grow": 4, "length_beam": 2}, "leave one of them out"),
+    ("topk", {}, {"length_beam": 2}, "topk has no option length_beam"),
     ("dream", {}, {"order": "sequential"}, "dream knows no order sequential, expected confidence, margin, entropy"),
     ("rdm", {}, {"remask": "loop"}, "rdm knows no remask loop, expected uncond, cond"),
 ]

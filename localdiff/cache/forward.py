@@ -113,6 +113,7 @@ class CachedForward:
         held = states.get(slot)
         if held is None or begins or len(held.token) != len(canvas):  # a canvas may grow and shrink
             states[slot] = (held or State.empty(0)).resumed(request.tokens, seen)
+            self._proposed.pop(slot, None)
         source = np.maximum(request.score - 1, 0) if request.logit_shift else request.score
         last = self._proposed.get(slot)
         confidence = np.full(len(source), np.nan, np.float32) if last is None else last.probability[request.score]

@@ -88,7 +88,7 @@ _NEEDS: dict[str, tuple[Lacks, str]] = {
         "writes positions whatever their confidence, so none is likelier to be next",
     ),
     "fresh": (
-        lambda decoder, traits, takes: decoder in ("klass", "credit"),
+        lambda decoder, traits, takes: decoder in ("klass", "credit", "slowfast"),
         "compares the proposals of one pass with those of the next, and kept ones would look sure and steady",
     ),
 }

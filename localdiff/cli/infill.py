@@ -12,7 +12,7 @@ from . import generating
 
 @click.command(short_help="fill the holes of a text")
 @click.argument("arguments", nargs=-1, required=True, metavar="[MODEL.gguf] TEXT")
-@generating.generation_flags(without=("max_new_tokens", "stop", "negative_prompt"))
+@generating.generation_flags(without=("max_new_tokens", "grow", "stop", "negative_prompt"))
 def command(arguments: tuple[str, ...], **values: Any) -> None:
     """Fill the holes of TEXT: "Once upon a time [[8]] and they all went [[]]."
 

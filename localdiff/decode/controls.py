@@ -9,6 +9,7 @@ written in one step do not know of each other. Not here: which options go togeth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,7 +31,7 @@ class Controls:
     unpenalised         int32 tokens that it leaves alone: those that end or fill a text
     bias_tokens, bias   int32, float32 [n]: added to the logits
     alternatives        how many of the likeliest tokens are reported for each token
-    deadline            seconds; None = as long as it takes
+    until               when the text has to be full, on the clock of deadline.Pace
     """
 
     guidance: float = 0.0
@@ -41,7 +42,7 @@ class Controls:
     bias_tokens: Int32 = field(default_factory=lambda: NO_TOKENS)
     bias: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
     alternatives: int = 0
-    deadline: float | None = None
+    until: float = math.inf
 
     @property
     def ahead(self) -> int:

@@ -2,24 +2,22 @@
 
 A canvas is a complete draft at every step, so whenever time runs out one last pass can write every position that is
 still masked. A pass is the last one when two more would be too late, going by the slowest of the last few; so a
-deadline is kept to within about one forward pass, and one that is shorter than two passes takes two. Until then each
-step writes at least its share of the masks, the surest ones first, so that few are left for the last pass; decoders
-that take tokens back keep their own pace. Not here: what the last pass asks (loop.py).
+deadline is kept to within about one forward pass (the first one has no measure). Until then each step writes at least
+its share of the masks, the surest ones first, so that few are left for the last pass; decoders that take tokens back
+keep their own pace. Not here: what the last pass asks (loop.py).
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..canvas import COMMITTED, Commits
 from .decoder import Move, Turn
 from .order import surest
 
@@ -40,9 +38,13 @@ class Pace:
     def end_pass(self) -> None:
         self._took.append(self.clock() - self._began)
 
+    def is_last(self, until: float) -> bool:
+        """Whether the coming pass is the last one of a text that has to be full when the clock is at `until`."""
+        return self.clock() + 2 * max(self._took, default=0.0) > until
+
     def passes_left(self, until: float) -> float:
-        """How many passes end before the clock is at `until`; infinite before the first pass has been seen."""
-        return (until - self.clock()) / max(*self._took, 1e-9) if self._took else math.inf
+        """How many passes like the last few end before the clock is at `until`; infinite before the first."""
+        return (until - self.clock()) / max(statistics.median(self._took), 1e-9) if self._took else math.inf
 
 
 def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Move:
@@ -58,22 +60,4 @@ def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Mov
         return move
     places = np.flatnonzero(free)
     more = turn.write(places[surest(turn.proposal.probability[places], missing)])
-    return replace(move, commits=together(commits, more))
-
-
-def together(first: Commits, second: Commits) -> Commits:
-    """Changes at different positions as one; neither copies positions."""
-    order = np.argsort(np.concatenate([first.positions, second.positions]), kind="stable")
-
-    def joined(name: str, absent: float) -> npt.NDArray[Any]:
-        parts = [getattr(each, name) for each in (first, second)]
-        sizes = len(first), len(second)
-        filled = [np.full(size, absent) if part is None else part for part, size in zip(parts, sizes, strict=True)]
-        return np.concatenate(filled)[order]
-
-    return Commits(
-        joined("positions", 0).astype(np.int32),
-        joined("tokens", 0).astype(np.int32),
-        joined("scores", np.nan).astype(np.float32),
-        None if first.state is None else joined("state", COMMITTED).astype(np.uint8),
-    )
+    return replace(move, commits=commits.together(more))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
+from ..canvas import COMMITTED, MASKED, Canvas, Commits, Float32, Int32
 
 if TYPE_CHECKING:
     from ..engine import Proposal
@@ -38,6 +38,7 @@ class Facts:
     expand_token, delete_token  tokens that stand for two masks and for none; None where the model has them not
     stop_tokens                 tokens that end the text, none where holes are filled
     line_end                    the token of a line end; None where the vocabulary has none
+    background                  float32 [vocab] how probable tokens are in an empty canvas; None unless asked for
     """
 
     vocab: int = 0
@@ -47,6 +48,7 @@ class Facts:
     delete_token: int | None = None
     stop_tokens: tuple[int, ...] = ()
     line_end: int | None = None
+    background: Float32 | None = None
 
     @property
     def allowed(self) -> Int32:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..canvas import Canvas
+from ..canvas import Canvas, Int32
 from ..errors import OptionError
 from .blocks import BlockDecoder, blocks, current_block
-from .decoder import Look, Move, Turn, stated, uniform
+from .decoder import Floats, Look, Move, Turn, stated, uniform
 from .order import surest
 from .schedule import share
 
@@ -40,12 +40,16 @@ class Llada(BlockDecoder):
     def step(self, turn: Turn) -> Move:
         index, block = current_block(turn.canvas, *self.cut)
         steps = share(stated(self.settings.steps), len(blocks(turn.canvas, *self.cut)), index)
-        random = self.settings.order == "random"
-        scores = uniform(self.seed, turn.step, turn.rows) if random else turn.proposal.probability
+        scores = self.scores(turn, block)
         if self.settings.end_token == "last":
             scores = np.where(np.isin(turn.proposal.token, self.facts.stop_tokens), -np.inf, scores)
         due = _due(len(block), steps, len(block) - len(turn.rows))
         return Move(turn.write(surest(scores, due), scores))
+
+    def scores(self, turn: Turn, block: Int32) -> Floats:
+        """What the rows of a turn, masked positions of `block`, are ranked by."""
+        random = self.settings.order == "random"
+        return uniform(self.seed, turn.step, turn.rows) if random else turn.proposal.probability
 
 
 def _due(total: int, steps: int, written: int) -> int:

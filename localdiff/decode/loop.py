@@ -3,9 +3,11 @@
 A Denoiser holds jobs, one canvas each, of any lengths; they come and go between steps. Every step asks the decoders
 which positions they want scored, makes one call of the engine for all canvases that are not finished, lets each decoder
 choose what to change, and gives one Step per canvas. A canvas is finished when its decoder says so; else when nothing
-is masked, or when its text has ended: a stop token is written and everything before it is settled. What becomes of a
-canvas does not depend on the others. One whose time runs out is filled by a last pass, so that with a deadline alone
-the speed of the machine counts. Not here: text (generation.py), policy (the decoders and caches).
+is masked, or when its text has ended: a stop token is written and everything before it is settled. Once a stop token is
+settled the model is shown nothing that stands after it. A canvas that is full before its text has ended grows where its
+job lets it, by a stretch of masks that is denoised as a canvas of its own, with what was written before it given. What
+becomes of a canvas does not depend on the others. One whose time runs out is filled by a last pass, so that with a
+deadline alone the speed of the machine counts. Not here: text (generation.py), policy (the decoders and caches).
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Job:
     controls      what the caller wants of the tokens, and the time it has
     ended         (canvas, position before which committed tokens stay) -> whether the text has ended for another reason
     constraint    what the text has to match
+    grow, room    masks added where the text has not ended, to the end of a block where the model sees blocks; the
+                  longest that the canvas becomes by that
     """
 
     canvas: Canvas
@@ -59,6 +63,13 @@ class Job:
     controls: Controls = field(default_factory=Controls)
     ended: Callable[[Canvas, int], bool] = lambda canvas, settled: False
     constraint: Constraint | None = None
+    grow: int = 0
+    room: int = 0
+
+    @property
+    def most(self) -> int:
+        """The longest that the canvas can become."""
+        return max(self.room, self.decoder.room(self.canvas))
 
     @property
     def sizes(self) -> list[int]:
@@ -76,6 +87,7 @@ class Step:
     stop_reason   None while it goes on, "stop" where the text has ended, "length" where every position is filled,
                   "deadline" where the last pass filled what was masked
     rows          how many rows of it the forward pass computed
+    settled       committed tokens before this position stay as they are; all of them once the text is finished
     scored        int32 [n], ascending: the positions that were scored, as numbered before the commits
     proposal      what the engine answered for them
     """
@@ -86,24 +98,71 @@ class Step:
     commits: Commits
     stop_reason: str | None
     rows: int
+    settled: int
     scored: Int32
     proposal: Proposal
 
 
 @dataclass
 class _Running:
-    """A job, its canvas, the slot of the companion that guides it, when its time is up, the steps it has taken, what
-    its decoder's last Move handed on."""
+    """A job, its canvas, the slot of the companion that guides it, the steps it has taken, what its decoder's last Move
+    handed on, and its present stretch.
+
+    begin    where the stretch begins; 0 = the first one, which may have holes anywhere
+    passed   steps taken before it
+    """
 
     job: Job
     canvas: Canvas
     beside: int | None
-    until: float
     steps: int = 0
     memory: Any = None
+    begin: int = 0
+    passed: int = 0
 
-    def move(self, turn: Turn, left: float) -> Move:
-        """What the decoder does, and more where it would not be done in `left` passes."""
+    @property
+    def shown(self) -> Canvas:
+        """The canvas as the decoder sees it."""
+        return self.canvas.settled_before(self.begin) if self.begin else self.canvas
+
+    @property
+    def settled(self) -> int:
+        return max(self.begin, self.job.decoder.settled(self.shown))
+
+    @property
+    def seen(self) -> Canvas:
+        """What the model is shown: nothing after a stop token that is settled."""
+        end = first_stop(self.canvas, self.job.answer, self.job.stop_tokens)
+        moves = DECODERS[self.job.settings.decoder].traits & {"reorders", "resizes"}
+        whole = moves or self.job.constraint is not None  # which knows positions
+        return self.canvas if whole or end >= self.settled else self.canvas.up_to(end + 1)
+
+    def look(self, length: int) -> Look:
+        """What the decoder asks of the first `length` positions."""
+        look = self.job.decoder.look(self.shown, self.steps + 1 - self.passed, self.memory)
+        return replace(look, rows=look.rows[look.rows < length])
+
+    def turn(self, look: Look, proposal: Proposal) -> Turn:
+        """What the decoder is shown of the coming step."""
+        return Turn(self.shown, look.rows, proposal, self.steps + 1 - self.passed, self.memory)
+
+    def advance(self, turn: Turn, left: float) -> tuple[Commits, str | None]:
+        """Let the decoder choose, and write more where it would not be done in `left` more passes, everything where
+        that is 0; gives what changed, and why the text is finished (None: it goes on)."""
+        job = self.job
+        self.steps += 1
+        move = self._move(turn, left) if left else Move(_rest(job, turn))
+        self.canvas, self.memory = self.canvas.apply(move.commits), move.memory
+        stop_reason, length = _stop_reason(self, move, not left), len(self.canvas)
+        added = longer(length, job.grow, job.attention_block, job.room) - length
+        if stop_reason != "length" or not added:
+            return move.commits, stop_reason
+        grown = self.canvas.longer(added)
+        begun = job.decoder.start(grown.settled_before(length))
+        self.canvas, self.memory, self.begin, self.passed = grown.apply(begun), None, length, self.steps
+        return replace(move.commits.together(begun), added=added), None
+
+    def _move(self, turn: Turn, left: float) -> Move:
         move = self.job.decoder.step(turn)
         rewrites = "rewrites" in DECODERS[self.job.settings.decoder].traits
         move = move if left == math.inf or rewrites else hurried(turn, move, left, self.job.sizes)
@@ -149,9 +208,7 @@ class Denoiser:
             self._forward.begin(slot, job.cache)
             if job.controls.guidance and beside is not None:
                 self._forward.begin(beside, job.cache)
-            deadline = job.controls.deadline
-            until = math.inf if deadline is None else self._pace.clock() + deadline
-            self._running[slot] = _Running(job, canvas, beside, until)
+            self._running[slot] = _Running(job, canvas, beside)
 
     def remove(self, slot: int) -> None:
         """Let go of a canvas, finished or not."""
@@ -179,35 +236,39 @@ class Denoiser:
         for slot, each in taking:
             if each.steps == 0 and len(certain := _certain(each.job, each.canvas)):
                 each.canvas = each.canvas.apply(certain)
-                yield self._stepped(slot, each, Move(certain), False, 0, _nothing_scored(each.canvas))
+                stop_reason = _stop_reason(each, Move(certain), False)
+                yield self._stepped(slot, each, certain, stop_reason, 0, _nothing_scored(each.canvas))
         taking = [(slot, each) for slot, each in taking if slot in self._running]
         if not taking:
             return
-        left = {slot: self._pace.passes_left(each.until) for slot, each in taking}
-        last = {slot for slot in left if left[slot] < 2}
-        looks = [_look(each, slot in last) for slot, each in taking]
-        requests = [_request(each, slot, look) for (slot, each), look in zip(taking, looks, strict=True)]
+        left = {slot: self._pace.passes_left(each.job.controls.until) for slot, each in taking}
+        last = {slot for slot, each in taking if self._pace.is_last(each.job.controls.until)}
+        shown = [each.canvas if slot in last else each.seen for slot, each in taking]
+        looks = [_look(each, canvas, slot in last) for (slot, each), canvas in zip(taking, shown, strict=True)]
+        views = zip(taking, shown, looks, strict=True)
+        requests = [_request(each, canvas, slot, look) for (slot, each), canvas, look in views]
         asked = [_asked(each.job, request) for (_, each), request in zip(taking, requests, strict=True)]
         self._pace.begin_pass()
-        answers = self._forward.propose(asked, [each.canvas for _, each in taking], last)
+        answers = self._forward.propose(asked, shown, last)
         self._pace.end_pass()
         for (slot, each), look, request, answer in zip(taking, looks, requests, answers, strict=True):
-            turn = Turn(each.canvas, look.rows, _as_asked(answer.proposal, look), each.steps + 1, each.memory)
+            turn = each.turn(look, _as_asked(answer.proposal, look))
             turn = _within(each.job, turn, look, request)
-            shown = replace(turn, proposal=_listing(turn.proposal, look.alternatives))
-            move = Move(_rest(each.job, shown)) if slot in last else each.move(shown, left[slot])
+            listed = replace(turn, proposal=_listing(turn.proposal, look.alternatives))
+            commits, stop_reason = each.advance(listed, 0.0 if slot in last else left[slot])
             if self._meter is not None:
-                self._meter.written(slot, move.commits)
-            each.canvas, each.memory = turn.canvas.apply(move.commits), move.memory
-            each.steps += 1
-            yield self._stepped(slot, each, move, slot in last, answer.rows, turn)
+                self._meter.written(slot, commits)
+            yield self._stepped(slot, each, commits, stop_reason, answer.rows, turn)
 
-    def _stepped(self, slot: int, running: _Running, move: Move, last: bool, rows: int, turn: Turn) -> Step:
+    def _stepped(
+        self, slot: int, running: _Running, commits: Commits, stop_reason: str | None, rows: int, turn: Turn
+    ) -> Step:
         """The record of a step that was taken; the canvas leaves where it is finished."""
-        stop_reason = _stop_reason(running.job, running.canvas, move, last)
         if stop_reason is not None:
             self.remove(slot)
-        return Step(slot, running.steps, running.canvas, move.commits, stop_reason, rows, turn.rows, turn.proposal)
+        settled = running.settled if stop_reason is None else len(running.canvas)
+        canvas, step = running.canvas, running.steps
+        return Step(slot, step, canvas, commits, stop_reason, rows, settled, turn.rows, turn.proposal)
 
 
 def denoise(
@@ -256,6 +317,9 @@ def _nothing_scored(canvas: Canvas) -> Turn:
     floats = np.empty(0, np.float32)
     none = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
     return Turn(canvas, NO_POSITIONS, Proposal(NO_POSITIONS, floats, floats, floats, *none), 0)
+def longer(length: int, grow: int, block: int, room: int) -> int:
+    """How long a canvas of `length` positions becomes when it grows once; see Job."""
+    return max(length, min(-(-(length + grow) // max(1, block)) * max(1, block), room)) if grow else length
 
 
 def first_stop(canvas: Canvas, answer: int, stop_tokens: Sequence[int]) -> int:
@@ -264,10 +328,11 @@ def first_stop(canvas: Canvas, answer: int, stop_tokens: Sequence[int]) -> int:
     return answer + int(np.argmax(written)) if written.any() else len(canvas)
 
 
-def _stop_reason(job: Job, canvas: Canvas, move: Move, last: bool) -> str | None:
+def _stop_reason(running: _Running, move: Move, last: bool) -> str | None:
+    job, canvas = running.job, running.canvas
     end = first_stop(canvas, job.answer, job.stop_tokens)
     finished = not np.any(canvas.state[:end] == MASKED) if move.done is None else move.done
-    if job.ended(canvas, len(canvas) if finished or last else job.decoder.settled(canvas)):
+    if job.ended(canvas, len(canvas) if finished or last else running.settled):
         return "stop"
     if last:
         return "deadline"
@@ -276,14 +341,13 @@ def _stop_reason(job: Job, canvas: Canvas, move: Move, last: bool) -> str | None
     return "length" if end == len(canvas) else "stop"
 
 
-def _look(running: _Running, last: bool) -> Look:
-    """What the decoder asks; where no pass follows, the likeliest tokens of all masked positions, none that asks for
-    room."""
-    decoder, canvas = running.job.decoder, running.canvas
-    look = decoder.look(canvas, running.steps + 1, running.memory)
+def _look(running: _Running, canvas: Canvas, last: bool) -> Look:
+    """What the decoder asks of `canvas`, which the model is shown; where no pass follows, the likeliest tokens of all
+    masked positions, none that asks for room."""
+    look = running.look(len(canvas))
     if not len(look.rows):  # in a hurry more was written than the decoder knows of
         running.memory = None
-        look = decoder.look(canvas, running.steps + 1, None)
+        look = running.look(len(canvas))
     if not last:
         return look
     forbidden = NO_POSITIONS if look.forbidden is None else look.forbidden
@@ -292,8 +356,8 @@ def _look(running: _Running, last: bool) -> Look:
     return replace(look, rows=rows, temperature=0.0, forbidden=forbidden)
 
 
-def _request(running: _Running, slot: int, look: Look) -> Request:
-    job, canvas, settings = running.job, running.canvas, running.job.settings
+def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Request:
+    job, settings = running.job, running.job.settings
     temperature = settings.temperature if look.temperature is None else look.temperature
     forbidden = job.forbidden if look.forbidden is None else np.union1d(job.forbidden, look.forbidden)
     request = Request(

@@ -114,6 +114,23 @@ REFUSALS = (
         "another cache",
     ),
     Refusal(
+        lambda it: it.settings.constraint is not None and it.settings.grow is not None,
+        "{constraint} is matched over a canvas of one length; leave grow out",
+    ),
+    Refusal(
+        lambda it: it.settings.grow is not None and "resizes" in it.traits,
+        "the decoder {decoder} decides itself how the canvas grows; leave grow out or choose another decoder",
+    ),
+    Refusal(
+        lambda it: it.settings.grow is not None and (it.settings.length_beam or 1) > 1,
+        "grow lengthens one text until it ends, length_beam compares texts of set lengths; leave one of them out",
+    ),
+    Refusal(
+        lambda it: "deadline" in it.asked and (it.settings.length_beam or 1) > 1,
+        "a deadline may fill a text before its tokens are sure, so lengths cannot be compared; leave deadline or "
+        "length_beam out",
+    ),
+    Refusal(
         lambda it: it.settings.order == "random" and bool(it.settings.order_temperature),
         "order_temperature has no effect on the order random; leave one of them out",
     ),

@@ -36,6 +36,7 @@ class DecoderRow:
               resizes: the canvas can grow and shrink
               reorders: the model reads known tokens first
               noise: unknown positions hold random tokens
+              background: looks at Facts.background
     """
 
     place: str
@@ -62,7 +63,7 @@ DECODERS: dict[str, DecoderRow] = {
     "rdm": DecoderRow(
         "rdm:Rdm",
         "reparameterised routing, arXiv:2302.05737 and 2308.12219",
-        {"steps": 50, "schedule": "cosine", "remask": "uncond", "order_temperature": 0.0},
+        {"steps": 50, "schedule": "cosine", "remask": "uncond", "order_temperature": 0.0, "length_beam": 1},
         {"schedule": ("linear", "cosine"), "remask": ("uncond", "cond")},
         _REWRITES,
     ),
@@ -167,6 +168,18 @@ DECODERS: dict[str, DecoderRow] = {
         {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.1, "expansions": 64},
         traits=frozenset({"resizes"}),
     ),
+    "slowfast": DecoderRow(
+        "slowfast:SlowFast",
+        "SlowFast, arXiv:2506.10848",
+        {"block_length": 128, "threshold": 0.9, "relaxed_threshold": 0.3},
+        traits=_BLOCKS,
+    ),
+    "pc-sampler": DecoderRow(
+        "pc_sampler:PcSampler",
+        "PC-Sampler, arXiv:2508.13021",
+        {"steps": None, "block_length": 256, "position_decay": 0.25},
+        traits=frozenset({"blocks", "background"}),
+    ),
     "prophet": DecoderRow("prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, _LLADA_WORDS),
 }
 DEFAULT_DECODER = "random-keep"
@@ -197,6 +210,7 @@ class Settings:
     cache_window: int | None = None
     cache_refresh: int | None = None
     report_drift: bool = False
+    grow: int | None = None
     steps: int | None = None
     threshold: float | None = None
     block_length: int | None = None
@@ -206,6 +220,7 @@ class Settings:
     schedule: str | None = None
     remask: str | None = None
     remask_rate: float | None = None
+    length_beam: int | None = None
     steps_per_block: int | None = None
     edit_threshold: float | None = None
     edit_steps: int | None = None
@@ -217,6 +232,7 @@ class Settings:
     relaxed_threshold: float | None = None
     radius: int | None = None
     delimiter_threshold: float | None = None
+    position_decay: float | None = None
     end_token: str | None = None
     constraint: str | None = None
     aligned: bool = False
@@ -231,7 +247,9 @@ class Settings:
 CONTROLS = ("stop", "logit_bias", "ban", "only", "repetition_penalty", "guidance", "negative_prompt", "alternatives",
             "deadline")  # fmt: skip
 
-_EVERY = ("decoder", "cache", "cache_window", "cache_refresh", "report_drift", "constraint", "aligned", *_SAMPLING)
+_EVERY = (
+    "decoder", "cache", "cache_window", "cache_refresh", "report_drift", "constraint", "grow", "aligned", *_SAMPLING,
+)  # fmt: skip
 _OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)  # only where the decoder's row has them
 
 
@@ -273,7 +291,8 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
             raise OptionError(f"the decoder {name} knows no {option} {values[option]}, expected {', '.join(known)}")
     values.update(cache_settings(options, spec.attention, name, row.traits, values))
     constraint = next((each for each in CONSTRAINTS if getattr(options, each) not in (None, False)), None)
-    settings = Settings(decoder=name, aligned=spec.attention == "block_causal", constraint=constraint, **values)
+    values.update(constraint=constraint, grow=options.grow)
+    settings = Settings(decoder=name, aligned=spec.attention == "block_causal", **values)
     in_blocks = tuple(other for other in DECODERS if "blocks" in DECODERS[other].traits)
     wished = {name for name in CONTROLS if getattr(options, name) is not None}
     check(Combination(settings, row.traits, spec, frozenset({*asked, *wished}), in_blocks))

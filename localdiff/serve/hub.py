@@ -37,7 +37,10 @@ class Served:
 
     async def compose(self, make: Callable[[], list[Page]]) -> list[Page]:
         """Pages, made beside the event loop: tokenizers and templates take their time."""
-        return await to_thread.run_sync(make)
+        pages = await to_thread.run_sync(make)
+        if any(page.drafts for page in pages):
+            raise OptionError("length_beam compares texts that are made side by side, which is not served; leave it out")
+        return pages
 
     def infill(self, text: str | Sequence[str | Hole], options: GenerateOptions) -> list[Page]:
         """The pages of an infill; holes of open length are measured on the scheduler's thread."""

@@ -53,7 +53,7 @@ class Seats:
         raises    OptionError where it would not fit alone, EngineError where memory cannot be had
         """
         needed = 2 if job.controls.guidance else 1
-        room = job.decoder.room(job.canvas) + job.controls.ahead
+        room = job.most + job.controls.ahead
         length = rounded_length(room, self._model.info.context_length)
         if self._taken and len(self._taken) + needed > self._most:
             return None

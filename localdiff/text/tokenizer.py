@@ -6,9 +6,12 @@ byte, so that text can be shown while it settles. Instances are immutable and ma
 Not here: chat templates (chat.py), reading files.
 """
 
+import bisect
 import codecs
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from localdiff.errors import LocaldiffError, ModelFileError, OptionError
@@ -154,6 +157,33 @@ class Tokenizer:
             return (text[2:] if text.startswith("##") else text if text in _ATTACHED else " " + text).encode()
         return bytes([int(text[3:5], 16)]) if kind == BYTE else text.replace(SPACE, " ").encode(errors="replace")
 
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """piece() of every token."""
+        return [self.piece(token) for token in range(self.vocab_size)]
+
+    def beginning_with(self, text: bytes) -> list[int]:
+        """The tokens whose piece begins with `text` and is longer, without control tokens."""
+        return self._further(self._by_beginning, text)
+
+    def ending_with(self, text: bytes) -> list[int]:
+        """The tokens whose piece ends with `text` and is longer, without control tokens."""
+        return self._further(self._by_end, text[::-1])
+
+    @cached_property
+    def _by_beginning(self) -> tuple[list[bytes], list[int]]:
+        return _sorted(self.pieces)
+
+    @cached_property
+    def _by_end(self) -> tuple[list[bytes], list[int]]:
+        return _sorted([piece[::-1] for piece in self.pieces])
+
+    def _further(self, order: tuple[list[bytes], list[int]], text: bytes) -> list[int]:
+        pieces, tokens = order
+        first = bisect.bisect_right(pieces, text)
+        longer = itertools.takewhile(lambda at: pieces[at].startswith(text), range(first, len(pieces)))
+        return [tokens[at] for at in longer if tokens[at] not in self._special]
+
     def is_special(self, token: int) -> bool:
         """Whether `token` is a control token: one that users' text never gives and that decode() leaves out."""
         return token in self._special
@@ -251,6 +281,12 @@ class _Finder:
         if start < len(text):
             parts.append(text[start:])
         return parts
+
+
+def _sorted(pieces: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
+    """Pieces in ascending order, and whose they are."""
+    order = sorted(range(len(pieces)), key=pieces.__getitem__)
+    return [pieces[token] for token in order], order
 
 
 def _role(metadata: Mapping[str, Any], keys: Iterable[str], size: int) -> int | None:
