@@ -39,7 +39,9 @@ class Served:
         """Pages, made beside the event loop: tokenizers and templates take their time."""
         pages = await to_thread.run_sync(make)
         if any(page.drafts for page in pages):
-            raise OptionError("length_beam compares texts that are made side by side, which is not served; leave it out")
+            raise OptionError(
+                "length_beam compares texts that are made side by side, which is not served; leave it out"
+            )
         return pages
 
     def infill(self, text: str | Sequence[str | Hole], options: GenerateOptions) -> list[Page]:
