@@ -1,4 +1,4 @@
-"""What a constraint on the text of a canvas is to the denoise loop, and commits put together.
+"""What a constraint on the text of a canvas is to the denoise loop.
 
 A constraint is of one canvas whose length does not change. Before the first pass and after every step it may write
 tokens that leave no choice; before a pass it says what it needs of it; after the pass it puts tokens that keep a whole
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..canvas import MASKED, Canvas, Commits, Float32
-from ..decode.deadline import together
 
 if TYPE_CHECKING:
     from ..decode.decoder import Turn
@@ -55,7 +54,7 @@ class Constraint:
         """All that is written after a turn: what is kept, and what is then forced."""
         kept = self.kept(turn, commits)
         forced = self.forced(turn.canvas.apply(kept))
-        return together(kept, forced) if len(forced) else kept
+        return kept.together(forced)
 
     def known(self, canvas: Canvas) -> int:
         """The first position of the text that is masked, or its end."""
