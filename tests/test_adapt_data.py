@@ -130,6 +130,7 @@ def test_text_shorter_than_a_sequence_is_refused():
         ({"pad_token": "<pad>"}, "--pad-token has no meaning without --instruct"),
         ({"instruct": True, "stream": 64}, "--stream is for running text"),
         ({"instruct": True, "template": "chat", "sep_token": "="}, "--sep-token belongs to the plain template"),
+        ({"data": ("hub:stories",)}, "--data hub:stories can only be streamed; add --stream"),
         ({"lora_alpha": 8.0}, "have no meaning without --lora"),
         ({"base": None, "shape": "smoke", "tokenizer": "t.json", "lora": 4}, "--lora trains beside the weights"),
         ({"data": ()}, "no training text"),

@@ -285,6 +285,20 @@ def test_only_the_target_side_is_noised_and_padding_is_neither_noised_nor_scored
             assert torch.equal(noised.tokens[fixed], batch.tokens.repeat(repeats, 1)[fixed])
 
 
+def test_a_causal_body_does_not_see_padding(model, generator):
+    tokens = torch.randint(2, 300, (2, 9), generator=generator)
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    valid[1, 5:] = False
+    setting = Objective("rdm", MASK, "linear", shift=True)
+    noised = objective.NOISES["rdm"](Batch(tokens, None, valid), setting, generator)
+    inputs = objective.lay_out(noised, setting, 1.0, generator, torch.float32)
+    with torch.no_grad():
+        padded = Scorer(model).hidden(inputs.tokens, inputs.attention, None)
+        alone = Scorer(model).hidden(inputs.tokens[[1, 3], :5], torch.zeros(1, 1, 5, 5), None)
+    torch.testing.assert_close(padded[[1, 3], :5], alone, rtol=1e-4, atol=1e-5)
+    assert not noised.scored[:, 0].any()
+
+
 def test_the_block_mask_is_that_of_the_paper():
     length, block = 10, 4
     seen = noise.block_mask(length, block, torch.float32)[0, 0] == 0

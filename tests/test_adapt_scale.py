@@ -161,7 +161,7 @@ def test_the_work_of_a_pass_is_that_of_its_matrix_products(base):
         )
         found.loss.backward()
     counter = Counter(model, torch.device("cpu"), 0.5, torch.float32)
-    work = counter.pass_(found.rows, found.row_length, found.scored)
+    work = counter.work(found.rows, found.row_length, found.scored)
     assert work == pytest.approx(counted.get_total_flops(), rel=0.02)
     assert counter.rate(1e12, 4.0) == (0.25, 0.5)
     assert Counter(model, torch.device("cpu"), None, torch.float32).rate(1e12, 4.0) == (0.25, None)

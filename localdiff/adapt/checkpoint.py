@@ -82,7 +82,7 @@ def save_checkpoint(
     # every process has its part of the weights
     weights = whole_weights(base.model)
     head = None if trainer.scorer.length_head is None else whole_weights(trainer.scorer.length_head)
-    own = processes.gather({"random": torch.get_rng_state(), "stream": streams})
+    own = processes.gather({"random": processes.random_state(), "stream": streams})
     optimizer = whole_optimizer(trainer.optimizer)
     if processes.main:
         _write(target, base, state, weights, head, {"optimizer": optimizer, "processes": own})
@@ -130,7 +130,7 @@ def restore(folder: Path, trainer: Trainer) -> Any:
     saved = torch.load(folder / "trainer.pt", weights_only=True)
     load_optimizer(trainer.optimizer, saved["optimizer"])
     own = saved["processes"][trainer.processes.rank]
-    torch.set_rng_state(own["random"])
+    trainer.processes.set_random_state(own["random"])
     return own["stream"]
 
 

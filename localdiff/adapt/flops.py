@@ -44,7 +44,7 @@ class Counter:
             name = torch.cuda.get_device_name(device)
             self.peak = next((peak for part, peak in _PEAKS.items() if part in name), None)
 
-    def pass_(self, rows: int, length: int, scored: int) -> float:
+    def work(self, rows: int, length: int, scored: int) -> float:
         """Operations of one pass: `rows` through the body in sequences of `length`, `scored` through the head."""
         return float(rows * (self._per_row + self._attention * length) + scored * self._head)
 

@@ -67,7 +67,9 @@ class AdaptOptions:
     base: str | None = _flag(None, "HF folder, .gguf or llama2.c .bin to start from; leave out with --shape")
     output: str = _flag("", "folder for the result, its checkpoints and its log", short="o")
     config: str | None = _flag(None, "TOML file of settings named like the flags; what is typed wins over it")
-    data: tuple[str, ...] = _flag((), "text files: .txt .txt.xz .txt.gz .jsonl; a file named twice counts twice")
+    data: tuple[str, ...] = _flag(
+        (), "text files: .txt .jsonl, also with .xz or .gz; a file named twice counts twice; hub:NAME with --stream"
+    )
     instruct: bool = _flag(False, "the data are .jsonl files of prompts and answers; only answers are learnt")
     template: str = _flag(
         "auto", "how prompts are written; auto: chat where the base has a template", choices=TEMPLATES
@@ -166,6 +168,9 @@ class AdaptOptions:
                 raise OptionError(f"{flag_name(extra[0])} has no meaning with --method {self.method}; leave it out")
 
     def _check_data(self) -> None:
+        for source in self.data:
+            if not self.stream and (source.startswith("hub:") or source.endswith(".parquet")):
+                raise OptionError(f"--data {source} can only be streamed; add --stream with a number of sequences")
         if not self.instruct:
             extra = [name for name in ("sep_token", "pad_token") if getattr(self, name) is not None]
             extra += ["template"] if self.template != "auto" else []

@@ -68,6 +68,17 @@ class Processes:
     def any(self, flag: bool) -> bool:
         return self.mean(float(flag))[0] > 0
 
+    def random_state(self) -> list[Tensor]:
+        """torch's own generators, which dropout draws from: the CPU's and the device's."""
+        own = [torch.get_rng_state()]
+        return own if self.device.type == "cpu" else [*own, torch.cuda.get_rng_state(self.device)]
+
+    def set_random_state(self, state: list[Tensor]) -> None:
+        """States of another kind of device are left out."""
+        torch.set_rng_state(state[0])
+        if self.device.type != "cpu" and len(state) > 1:
+            torch.cuda.set_rng_state(state[1], self.device)
+
     def wait(self) -> None:
         if self.world > 1:
             torch.distributed.barrier()

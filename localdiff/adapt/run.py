@@ -74,7 +74,7 @@ def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
     if head is not None and newest is not None:
         head = load_length_head(base.model, newest)
     if options.checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(base.model)
     trainer = Trainer(Scorer(base.model, head), source.data, options, objective, processes)
     if newest is not None:
         if saved.data != source.name:
@@ -138,6 +138,15 @@ def resolve(options: AdaptOptions, base: Base, mask_token: int | None) -> Object
         mask_ratio=options.mask_ratio,
         label_smoothing=options.label_smoothing or 0.0,
     )
+
+
+def recompute_activations(model: Any) -> None:
+    """Keep no activations inside the layers; transformers renamed the switch."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 def _newest_checkpoint(output: Path, options: AdaptOptions) -> Path | None:

@@ -126,7 +126,7 @@ class Trainer:
             total += found.loss.item() / options.accumulate
             plain += found.plain.item() / options.accumulate
             length_loss += 0.0 if found.length_loss is None else found.length_loss.item() / options.accumulate
-            work += self._counter.pass_(found.rows, found.row_length, found.scored)
+            work += self._counter.work(found.rows, found.row_length, found.scored)
         total, plain, length_loss = processes.mean(total, plain, length_loss)
         if not math.isfinite(total + length_loss):
             raise LocaldiffError(f"the loss is {total} at step {self.step + 1}; start again with a smaller --lr")
