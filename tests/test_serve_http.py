@@ -462,3 +462,37 @@ def test_a_stopped_server_finishes_what_runs(tmp_path: Path) -> None:
         asking.join()
         assert answers[0].status_code == 200
         assert answers[0].json()["choices"][0]["text"]
+
+
+def test_json_that_matches(client: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"pet": {"enum": ["cat", "dog"]}}, "required": ["pet"]}
+    body = {"prompt": "Once", "max_tokens": 24, "seed": 1}
+    formats = ({"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "pet", "schema": schema}})
+    texts = [post(client, "/v1/completions", **body, response_format=each)["choices"][0]["text"] for each in formats]
+    texts.append(post(client, "/v1/completions", **body, json_schema=schema)["choices"][0]["text"])
+    for each in ("json", schema):
+        asked = {"prompt": "Once", "stream": False, "format": each, "options": {"num_predict": 24, "seed": 1}}
+        texts.append(post(client, "/api/generate", **asked)["response"])
+    assert all(isinstance(json.loads(text), dict) for text in texts)
+    assert all(json.loads(texts[place])["pet"] in ("cat", "dog") for place in (1, 2, 4))
+    assert post(client, "/v1/completions", **body, grammar='start: "a" | "b"')["choices"][0]["text"] in ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"json_schema": "/etc/hostname"}, {"grammar": ["/etc/hostname"]}, {"regex": "("}, {"regex": "a{9000}"},
+        {"response_format": {"type": "json_schema"}}, {"response_format": {"type": "xml"}}, {"json_schema": False},
+        {"response_format": {"type": "json_object"}, "regex": "a"},
+    ],
+)  # fmt: skip
+def test_constraints_that_cannot_be_honoured(client: httpx.Client, wrong: dict[str, Any]) -> None:
+    answer = client.post("/v1/completions", json={"model": STORIES, "prompt": "a", "max_tokens": 9, **wrong})
+    assert answer.status_code == 400, answer.text
+    assert "hostname" not in answer.text or "json_schema" in answer.text
+
+
+def test_a_grammar_is_never_the_name_of_a_file(client: httpx.Client) -> None:
+    answer = client.post("/v1/completions", json={"model": STORIES, "prompt": "a", "grammar": "/etc/hostname"})
+    assert answer.status_code == 400
+    assert "cannot be read" not in answer.text

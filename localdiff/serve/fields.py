@@ -24,6 +24,8 @@ _JSON = {  # the types of what is no plain value in Python
     "ban": list[str | int],
     "only": list[str | int],
     "negative_prompt": str | list[int],
+    "json_schema": dict[str, Any] | bool,  # these two themselves, never a path: nobody may name files of the server
+    "grammar": str,
 }
 _HINTS = {**typing.get_type_hints(GenerateOptions), **{name: kind | None for name, kind in _JSON.items()}}
 OPTIONS = {
@@ -72,7 +74,7 @@ OPENAI_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "user": (), "metadata": (), "safety_identifier": (), "prompt_cache_key": (), "service_tier": ("auto", "default"),
     "store": (False,), "frequency_penalty": (0,), "presence_penalty": (0,), "best_of": (1,), "echo": (False,),
     "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
-    "modalities": (["text"],), "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
 }  # fmt: skip
 # The same for the options of Ollama's. num_ctx, num_thread and the like are about how it runs its models, not the text.
 OLLAMA_NEUTRAL: dict[str, tuple[Any, ...]] = {

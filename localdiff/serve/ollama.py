@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/api")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "keep_alive": (), "raw": (False,), "think": (False,), "images": ([],), "tools": ([],), "format": ("",),
+    "keep_alive": (), "raw": (False,), "think": (False,), "images": ([],), "tools": ([],),
     "context": ([],), "template": ("",), "logprobs": (False,), "top_logprobs": (0,), "dimensions": (),
 }  # fmt: skip
 
@@ -58,6 +58,7 @@ class _Message(_Strict):
 
 class _Asked(Body):
     stream: bool | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
     options: OptionsBody | None = None  # type: ignore[valid-type]
 
     def wanted(self) -> GenerateOptions:
@@ -65,7 +66,10 @@ class _Asked(Body):
         asked.check_fields(OLLAMA_NEUTRAL)
         # -1 and -2 stand for as many tokens as there are
         count = asked.num_predict if (asked.num_predict or 0) > 0 else None
-        options: GenerateOptions = asked.decoding(max_new_tokens=count, **asked.penalty())
+        matching: dict[str, Any] = {"json_object": True} if self.format == "json" else {}
+        if isinstance(self.format, dict):
+            matching = {"json_schema": self.format}
+        options: GenerateOptions = asked.decoding(max_new_tokens=count, **asked.penalty(), **matching)
         return options
 
 

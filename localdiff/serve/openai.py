@@ -48,14 +48,38 @@ class StreamOptions(_Strict):
     canvas: bool = False
 
 
+class JsonSchema(_Strict):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # the text matches in any case
+
+
+class ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The option that it stands for."""
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise Refused(
+                400, "response_format.json_schema goes with the type json_schema and no other", "response_format"
+            )
+        if self.json_schema is not None:
+            return {"json_schema": self.json_schema.schema_}
+        return {"json_object": True} if self.type == "json_object" else {}
+
+
 class Streamed(Body):
+    response_format: ResponseFormat | None = None
     n: int | None = Field(None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     def wanted(self, **named: Any) -> GenerateOptions:
         """The options of the body."""
-        return self.decoding(samples=self.n, **named, **self.details())
+        matching = {} if self.response_format is None else self.response_format.options()
+        return self.decoding(samples=self.n, **named, **self.details(), **matching)
 
     def details(self) -> dict[str, Any]:
         """Options that the endpoint's own fields ask for."""
