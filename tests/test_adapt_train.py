@@ -220,6 +220,17 @@ def test_resuming_another_run_is_refused(options, change, sentence, tmp_path):
         adapt(replace(options, resume=True, **change))
 
 
+def test_a_checkpoint_of_another_version_is_refused(options):
+    with pytest.raises(KeyboardInterrupt):
+        adapt(options, StopAfter(2))
+    path = list_checkpoints(Path(options.output))[-1] / "state.json"
+    state = json.loads(path.read_text())
+    del state["format"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(ModelFileError, match="not a checkpoint of this version"):
+        adapt(replace(options, resume=True))
+
+
 def test_resuming_with_changed_text_is_refused(options, text, tmp_path):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())

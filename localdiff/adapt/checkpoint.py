@@ -30,6 +30,7 @@ from .trainer import Trainer
 
 FOLDER = "checkpoints"
 TRAINED = "trained.safetensors"
+FORMAT = 2  # of state.json and trainer.pt
 PREFIX = "step-"
 
 
@@ -105,7 +106,9 @@ def _write(
         if head is not None:
             save_length_head(head, folder)
         torch.save(rest, folder / "trainer.pt")
-        (folder / "state.json").write_text(json.dumps(state.__dict__, indent=2) + "\n", encoding="utf-8")
+        (folder / "state.json").write_text(
+            json.dumps({"format": FORMAT, **state.__dict__}, indent=2) + "\n", encoding="utf-8"
+        )
         for path in folder.iterdir():
             _sync(path)
         read_state(folder)
@@ -117,8 +120,10 @@ def _write(
 def read_state(folder: Path) -> State:
     try:
         fields = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if fields.pop("format", 1) != FORMAT:
+            raise ValueError(f"format {FORMAT} is expected")
         return State(**fields)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelFileError(
             f"{folder}: not a checkpoint of this version ({error}); remove it to use an older one"
         ) from None
