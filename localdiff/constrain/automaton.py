@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..canvas import Int32
 from .language import Alt, Members, Node, OneOf, Repeat, Seq, Text, Unsupported, size
 
-MAX_SIZE = 30_000  # states that the tree may have
+MAX_SIZE = 20_000  # states that the tree may have
 MAX_STATES = 6_000  # of the deterministic automaton
 _MAX_WORK = 3_000_000  # edges followed while it is made
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 KINDS = ("json_schema", "json_object", "regex", "grammar")
 _KEPT = 64  # tables per tokenizer
-_MAX_BYTES = 1 << 20  # of a schema, regex or grammar
+_MAX_SIZE = {"json_schema": 1 << 20, "regex": 1 << 15, "grammar": 1 << 15}  # characters
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,16 @@ def asked_for(options: GenerateOptions) -> Asked | None:
 
 
 def _checked(asked: Asked) -> Asked:
-    if len(asked.key) > _MAX_BYTES:
-        raise OptionError(f"{asked.what} has {len(asked.key)} characters, expected at most {_MAX_BYTES}; shorten it")
+    most = _MAX_SIZE[asked.kind]
+    if len(asked.key) > most:
+        raise OptionError(f"{asked.what} has {len(asked.key)} characters, expected at most {most}; shorten it")
     return asked
 
 
 def _read(path: Path, what: str) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_BYTES + 1).decode()
+            return file.read(max(_MAX_SIZE.values()) + 1).decode()
     except OSError as error:
         raise OptionError(f"{what} cannot be read: {error.strerror}; name a readable file") from None
     except UnicodeDecodeError as error:

@@ -52,6 +52,9 @@ class Matching(Constraint):
         room = self.end - self.first
         if self._swallows and self._start.compute_ff_bytes().startswith(b" "):
             raise OptionError(f"texts that match {what} begin with a space, which this vocabulary drops; leave it out")
+        self._choices.mask(self._start)
+        if self._start.is_error():
+            raise OptionError(f"{what} is too complex for llguidance; simplify it")
         if self._plan((), self._start, [], room) is None:
             raise OptionError(
                 f"no text of at most {room} tokens was found that matches {what}; allow more tokens or a shorter text"
@@ -140,6 +143,8 @@ class Matching(Constraint):
         if matcher.is_accepting():
             mask[self._stop_tokens] = True
         allowed = np.flatnonzero(mask)
+        if not len(allowed):  # it has become too complex; the text at hand still fits
+            return np.zeros(len(mask)), np.zeros(len(mask))
         shares, confidence = np.zeros((2, len(mask)))
         places, found = shaped(logits[allowed], 1.0, 0, 1.0)
         confidence[allowed[places]] = found
