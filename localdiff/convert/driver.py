@@ -80,7 +80,7 @@ def convert(
                file (the first part of a split one), whose tensors are copied untouched
     type       a name of quantize.mixtures.MIXTURES, in any case; None = f16, and the types as they are for a .gguf file
     diffusion  the text of --diffusion; replaces fields of the source's record, or is the record where it has none
-    tokenizer  an HF folder, a tokenizer.json or a llama2.c tokenizer; None = the one in the source's folder
+    tokenizer  an HF folder, a tokenizer.json, vocab.txt or llama2.c tokenizer; None = the one in the source's folder
     lora       the folder of a PEFT adapter, merged into the weights
     name       general.name; None = the source's own
     progress   called after each tensor with its name, the tensors done and the tensors in all

@@ -42,8 +42,8 @@ class TokenizerFiles:
 
 
 def load_tokenizer(source: Path) -> TokenizerFiles:
-    """`source` is an HF folder, a tokenizer.json or the tokenizer file of llama2.c."""
-    if source.is_file() and source.suffix != ".json":
+    """`source` is an HF folder, a tokenizer.json, a vocab.txt of BERT's kind or the tokenizer file of llama2.c."""
+    if source.is_file() and source.suffix not in (".json", ".txt"):
         return TokenizerFiles(llama2c_tokenizer(source).to_str(), origin=str(source), files=(source,))
     folder = source if source.is_dir() else source.parent
     path = folder / "tokenizer.json" if source.is_dir() else source
@@ -55,8 +55,9 @@ def load_tokenizer(source: Path) -> TokenizerFiles:
     if isinstance(template, list):  # several by name
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
     read = (path, config_path, template_path)
-    if source.is_dir() and not path.is_file() and is_wordpiece(folder, config):
-        vocab = folder / "vocab.txt"
+    named = source.is_file() and source.suffix == ".txt"
+    if named or (source.is_dir() and not path.is_file() and is_wordpiece(folder, config)):
+        vocab = source if named else folder / "vocab.txt"
         text, notices = wordpiece_json(vocab, config)
         return TokenizerFiles(text, special_tokens(config), template, str(vocab), (vocab, *read), tuple(notices))
     text = path.read_text(encoding="utf-8") if path.is_file() else _convert_slow(folder, source)
