@@ -9,7 +9,8 @@ import pytest
 from tiny import tiny_tokenizer
 
 from localdiff.adapt import AdaptOptions
-from localdiff.adapt.data import PackedData, held_out_sequences, load_tokens, read_documents
+from localdiff.adapt.data import PackedData, held_out_sequences, load_tokens
+from localdiff.adapt.reading import read_documents
 from localdiff.errors import OptionError
 
 pytest.importorskip("transformers", reason="transformers is not installed")

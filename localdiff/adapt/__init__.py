@@ -10,7 +10,8 @@ base.py          the checkpoint to start from      bodies.py        the classes 
 base_files.py    GGUF and llama2.c files           fused.py         cross-entropy of masked rows
 lora.py          adapters through peft             length_head.py   answer lengths
 sources.py       which data a run reads            data.py          text files -> packed token sequences
-instruct.py      prompts and answers               stream.py        text read while training
+reading.py       text files -> documents           stream.py        text read while training
+instruct.py      prompts and answers
 trainer.py       the training loop                 processes.py     one process or many (FSDP2)
 checkpoint.py    atomic checkpoints, exact resume  progress.py      bar, JSON log, loss curve
 bound.py         held-out likelihood               flops.py         work done, share of the peak

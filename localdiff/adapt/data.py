@@ -1,19 +1,15 @@
 """Text files -> packed token sequences for training.
 
-Documents are separated by a line `<|endoftext|>` (text) or are the "text" of each line (JSON lines). All documents of
-all files are joined with the end token into one array, which is cut into sequences of `length` tokens; nothing is
-padded. The array is kept in the output folder and memory-mapped, so that a later run does not tokenise again. Which
-sequence comes when is a function of (seed, index) alone: resuming needs no reader state. Not here: noise, batching on
-a device, downloads.
+All documents of all files are joined with the end token into one array, which is cut into sequences of `length` tokens;
+nothing is padded. The array is kept in the output folder and memory-mapped, so that a later run does not tokenise
+again. Which sequence comes when is a function of (seed, index) alone: resuming needs no reader state. Not here: noise,
+batching on a device, downloads, reading of files (reading.py).
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import lzma
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,72 +19,9 @@ import torch
 from ..atomic import atomic_file
 from ..errors import OptionError
 from .batch import Batch
+from .reading import read_documents
 
-SEPARATOR = "<|endoftext|>"
 TOKENIZE_AT_ONCE = 256  # documents handed to the tokenizer in one call
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, "": open}
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of one file, blank ones left out. Raises OptionError for files that cannot be read."""
-    kinds = (".txt", ".jsonl")
-    lines = read_lines(path, kinds)
-    return _json_documents(lines, path) if _kind(path)[0] == ".jsonl" else _text_documents(lines)
-
-
-def _kind(path: Path) -> tuple[str, str]:
-    """The kind of a file and how it is compressed, as suffixes."""
-    compression = path.suffix if path.suffix in _OPENERS else ""
-    return Path(path.name.removesuffix(compression)).suffix, compression
-
-
-def read_lines(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file with their numbers from 1. Raises OptionError for files that cannot be read."""
-    if not path.is_file():
-        raise OptionError(f"--data {path}: no such file")
-    kind, compression = _kind(path)
-    if kind not in kinds:
-        raise OptionError(f"--data {path}: expected {' or '.join(kinds)}, alone or with .xz or .gz after it")
-    try:
-        with _OPENERS[compression](path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, _decode(line, path, number)
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise OptionError(f"--data {path}: the compressed file is damaged ({error})") from None
-
-
-def _decode(raw: bytes, path: Path, line: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise OptionError(f"--data {path}: not UTF-8 text near line {line}; convert the file first") from None
-
-
-def _text_documents(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-    document: list[str] = []
-    for _, line in lines:
-        if line.strip() == SEPARATOR:
-            text = "".join(document).strip()
-            document.clear()
-            if text:
-                yield text
-        else:
-            document.append(line)
-    text = "".join(document).strip()
-    if text:
-        yield text
-
-
-def _json_documents(lines: Iterator[tuple[int, str]], path: Path) -> Iterator[str]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)["text"].strip()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise OptionError(f'--data {path}: line {number} is not a JSON object with a string "text"') from None
-        if document:
-            yield document
 
 
 def tokenize(documents: Iterator[str], tokenizer: Any, end_token: int) -> Iterator[list[int]]:

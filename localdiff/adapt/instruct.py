@@ -27,7 +27,7 @@ from ..errors import OptionError
 from ..text import ChatTemplate, Tokenizer
 from .base import Base
 from .batch import Batch
-from .data import read_lines
+from .reading import read_lines
 
 # names of the two fields, in the order in which they are looked for
 FIELDS = (("prompt", "answer"), ("question", "answer"), ("instruction", "output"), ("source", "target"))

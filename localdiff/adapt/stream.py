@@ -18,7 +18,8 @@ import torch
 
 from ..errors import LocaldiffError, OptionError
 from .batch import Batch
-from .data import read_documents, tokenize
+from .data import tokenize
+from .reading import read_documents
 
 HUB = "hub:"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapt.data import read_documents
+from ..adapt.reading import read_documents
 from ..errors import OptionError
 from ..quantize.gathering import in_turn
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..adapt.data import read_documents
+from ..adapt.reading import read_documents
 from ..atomic import check_target
 from ..engine import EngineModel, File, Int32, Request, Session
 from ..errors import ModelFileError, OptionError
