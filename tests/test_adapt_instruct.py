@@ -261,7 +261,7 @@ def test_lines_that_are_no_examples_are_refused(line, sentence, tmp_path):
     [
         ({"template": "chat"}, "the base has no chat template"),
         ({"sep_token": "absent token"}, "--sep-token is 'absent token', which is no token of the base"),
-        ({"data": (__file__,)}, "expected .jsonl, alone or with .xz or .gz"),
+        ({"data": (__file__,)}, "expected .jsonl, alone or with .xz, .gz or .bz2"),
     ],
 )
 def test_instruction_settings_that_cannot_be_honoured_are_refused(options, change, sentence):

@@ -104,6 +104,13 @@ def test_the_other_formats(tmp_path: Path) -> None:
     assert [each.answer for each in reading.problems(Path(problem))] == ["1,200"]
 
 
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.bz2"
+    path.write_bytes(bz2.compress(b"some words " * 50)[:-12] + b"damaged bytes")
+    with pytest.raises(OptionError, match="the compressed file is damaged"):
+        list(reading.last_words(path))
+
+
 @pytest.mark.parametrize(
     ("reader", "text", "message"),
     [
@@ -116,7 +123,7 @@ def test_the_other_formats(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_lines_are_named(tmp_path: Path, reader: str, text: str, message: str) -> None:
-    path = tmp_path / "x.jsonl"
+    path = tmp_path / ("x.txt" if reader == "hellaswag" else "x.jsonl")
     path.write_text(text)
     with pytest.raises(OptionError, match=message):
         list(getattr(reading, reader)(path))

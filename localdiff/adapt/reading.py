@@ -4,9 +4,11 @@ lines). Needs nothing of the extra [train]: gathering and evaluation read texts 
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from ..errors import OptionError
 
 SEPARATOR = "<|endoftext|>"
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, "": open}
+_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, "": open}
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -36,12 +38,14 @@ def read_lines(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[int, str]]:
         raise OptionError(f"--data {path}: no such file")
     kind, compression = _kind(path)
     if kind not in kinds:
-        raise OptionError(f"--data {path}: expected {' or '.join(kinds)}, alone or with .xz or .gz after it")
+        raise OptionError(f"--data {path}: expected {' or '.join(kinds)}, alone or with .xz, .gz or .bz2 after it")
     try:
         with _OPENERS[compression](path, "rb") as file:
             for number, line in enumerate(file, 1):
                 yield number, _decode(line, path, number)
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+    except (lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; damage has no number
+            raise
         raise OptionError(f"--data {path}: the compressed file is damaged ({error})") from None
 
 

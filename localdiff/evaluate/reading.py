@@ -1,26 +1,22 @@
 """Data sets -> items. One function per format; each yields dataclasses that choosing, filling and answering work on.
 
-Files may be compressed (.xz, .gz, .bz2). A line that is not what it should be is an OptionError with its number. Not
-here: tokens, prompts, downloads.
+A line that is not what it should be is an OptionError with its number. Not here: opening files (adapt/reading.py),
+tokens, prompts, downloads.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapt.reading import read_documents
+from ..adapt.reading import read_documents, read_lines
 from ..errors import OptionError
 from ..quantize.gathering import in_turn
 
-_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 # up to an end mark, its quotes and the space behind, unless it ends an abbreviation or a small letter follows
 _SENTENCE = re.compile(
     r'.+?(?:(?<!\bMr)(?<!\bMrs)(?<!\bDr)[.!?]+["\'\u201d\u2019)]*(?=\s+[^\sa-z]|\s*$)|$)\s*', re.S
@@ -81,7 +77,7 @@ def _passages(document: str) -> Iterator[Blank]:
 
 def last_words(path: Path) -> Iterator[Blank]:
     """LAMBADA: a passage on each line, its last word the target."""
-    for line in _lines(path):
+    for _, line in read_lines(path, (".txt",)):
         before, _, word = line.rstrip().rpartition(" ")
         if before and word:
             yield _with_space(before + " ", word, "")
@@ -97,7 +93,7 @@ def code_lines(path: Path) -> Iterator[Blank]:
 
 def hellaswag(path: Path) -> Iterator[Choice]:
     """Six lines an item: context, label, four endings."""
-    lines = [line.rstrip("\n") for line in _lines(path)]
+    lines = [line.rstrip("\r\n") for _, line in read_lines(path, (".txt",))]
     while lines and not lines[-1]:
         lines.pop()
     for first in range(0, len(lines), _ENDINGS + 2):
@@ -143,22 +139,8 @@ def _with_space(before: str, target: str, after: str) -> Blank:
     return Blank(before.removesuffix(" "), space + target, after)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise OptionError(f"--data {path}: no such file")
-    number = 0
-    try:
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007  for the message
-                yield line
-    except UnicodeDecodeError:
-        raise OptionError(f"--data {path}: not UTF-8 text near line {number}; convert the file first") from None
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile, OSError) as error:
-        raise OptionError(f"--data {path}: cannot be read ({error})") from None
-
-
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in read_lines(path, (".jsonl",)):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -57,7 +57,7 @@ def gather_imatrix(
 ) -> GatherReport:
     """Run the GGUF file `model` over texts and write the mean squares of what its matrices read, atomically.
 
-    data       .txt or .jsonl files, alone or with .xz or .gz; canvases are taken from them in turn
+    data       .txt or .jsonl files, alone or with .xz, .gz or .bz2; canvases are taken from them in turn
     causal     unmasked text under causal attention, as for ordinary models
     length     tokens of a canvas; None = LENGTH, or what the model can hold
     chunks     canvases at most
