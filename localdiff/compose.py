@@ -126,8 +126,13 @@ class Composer:
             passes += 1
             return propose(requests)
 
-        def look(asked: list[tuple[Canvas, range]]) -> list[Proposal]:
-            return ask([self._first_look(canvas, rows, slot) for slot, (canvas, rows) in enumerate(asked)])
+        def look(asked: list[tuple[Canvas, range]]) -> list[Float32]:
+            requests = [
+                replace(self._first_look(canvas, rows, slot), logits=np.empty((len(rows), self.vocab), np.float32))
+                for slot, (canvas, rows) in enumerate(asked)
+            ]
+            ask(requests)
+            return [request.logits for request in requests if request.logits is not None]
 
         def likeliest(asked: list[tuple[Canvas, int, Int32]]) -> list[int]:
             requests = [

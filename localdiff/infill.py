@@ -1,10 +1,11 @@
 """Infilling: texts with holes, and how long a hole becomes where nobody says.
 
 A text is written as "Once upon a time [[8]] and they all went [[]]." or as a list of strings and Holes. Given text
-stays word for word. The length of an open hole is the candidate length for which one forward pass over the still empty
-hole gives its likeliest tokens the highest mean log-probability. That is a guess from a single pass, where a length
-model would know better; it is made from left to right, with open holes further right at OPEN_LENGTH. Not here:
-tokenizing, decoding.
+stays word for word. The length of an open hole is the candidate length for which one forward pass, in which the hole
+and the FOLLOWING given tokens behind it are masked, finds these tokens likeliest: where the hole is too long or too
+short they are not what comes next. Where nothing is given behind it, the one whose own likeliest tokens have the
+highest mean log-probability. That is a guess from a single pass, where a length model would know better; it is made
+from left to right, with open holes further right at OPEN_LENGTH. Not here: tokenizing, decoding.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .canvas import Canvas, Hole
-from .engine import Proposal
+from .canvas import Canvas, Float32, Hole
 from .errors import OptionError
 
 LENGTHS = (1, 2, 4, 8, 16)  # what an open hole may become
 OPEN_LENGTH = 4  # of open holes that are not chosen yet
+FOLLOWING = 3
 
 _HOLE = re.compile(r"\[\[\s*(\d{0,9})\s*\]\]")
 
@@ -49,23 +50,24 @@ def choose_lengths(
     parts: Sequence[Part],
     mask_token: int,
     limit: int,
-    propose: Callable[[list[tuple[Canvas, range]]], list[Proposal]],
+    look: Callable[[list[tuple[Canvas, range]]], list[Float32]],
     beam: int = 1,
 ) -> list[list[Part]]:
     """The parts with every open hole given a length, the likeliest first; all stay within `limit` positions.
 
-    propose   scores the positions of a range for each (canvas, range), without temperature
-    beam      how many different choices there are at most
+    look   gives the logits float32 [n, vocab] of the positions of a range for each (canvas, range)
+    beam   how many different choices there are at most
     """
     kept: list[tuple[float, list[Part]]] = [(0.0, list(parts))]
     for index, part in enumerate(parts):
         if isinstance(part, Hole) and part.length is None:
             tried = [(so_far, _with(chosen, index, length)) for so_far, chosen in kept for length in LENGTHS]
             fitting = [each for each in tried if _size(provisional(each[1])) <= limit] or tried[:1]
-            asked = [(Canvas.of(provisional(chosen), mask_token), _range(chosen, index)) for _, chosen in fitting]
+            following = _following(parts, index)
+            answers = look([_question(chosen, index, len(following), mask_token) for _, chosen in fitting])
             scored = [
-                (so_far + float(np.log(np.maximum(answer.probability, 1e-30)).mean()), chosen)
-                for (so_far, chosen), answer in zip(fitting, propose(asked), strict=True)
+                (so_far + _fit(answer, following), chosen)
+                for (so_far, chosen), answer in zip(fitting, answers, strict=True)
             ]
             kept = sorted(scored, key=lambda each: -each[0])[:beam]  # of equals the shorter one comes first
     return [chosen for _, chosen in kept]
@@ -80,10 +82,30 @@ def _with(parts: Sequence[Part], index: int, length: int) -> list[Part]:
     return [*parts[:index], Hole(length), *parts[index + 1 :]]
 
 
-def _range(parts: Sequence[Part], index: int) -> range:
-    """The positions of the hole at `index`; the holes before it have lengths."""
-    start = _size(parts[:index])
-    return range(start, start + _size(parts[index : index + 1]))
+def _following(parts: Sequence[Part], index: int) -> list[int]:
+    """The first given tokens behind the hole at `index`."""
+    behind = parts[index + 1] if index + 1 < len(parts) else []
+    return [] if isinstance(behind, Hole) else behind[:FOLLOWING]
+
+
+def _question(parts: Sequence[Part], index: int, masked: int, mask_token: int) -> tuple[Canvas, range]:
+    """The canvas with `masked` given tokens behind the hole masked too, and where the hole and these stand."""
+    pieces, start = provisional(parts), _size(parts[:index])
+    if masked:
+        behind = pieces[index + 1]
+        assert isinstance(behind, list)
+        pieces[index + 1 : index + 2] = [Hole(masked), behind[masked:]]
+    return Canvas.of(pieces, mask_token), range(start, start + _size(parts[index : index + 1]) + masked)
+
+
+def _fit(logits: Float32, following: Sequence[int]) -> float:
+    """How well the text goes on after a hole of this length, or fills it, in nats."""
+    centred = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    logs = centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
+    if not following:
+        return float(logs.max(axis=1).mean())
+    behind = logs[-len(following) :]
+    return float(behind[np.arange(len(following)), following].sum())
 
 
 def _size(parts: Sequence[Part]) -> int:

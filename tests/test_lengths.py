@@ -175,7 +175,7 @@ def test_the_surest_of_several_lengths_is_kept() -> None:
 
 def test_holes_of_open_length_are_tried_in_several() -> None:
     model, engine = model_of(surest_at(1 + 1 + 8 + 1), decoder="rdm", steps=4)
-    out = model.infill("a[[]]b", length_beam=3, seed=1)
+    out = model.infill("a[[]]&", length_beam=3, seed=1)  # token 5
     tried = {len(request.tokens) - 3 for request in engine.sessions[0].requests[1]}
     assert len(tried) == 3
     assert len(out.tokens) == 8

@@ -394,10 +394,11 @@ def test_open_holes_take_the_likeliest_length() -> None:
         return rows
 
     model, engine = model_of(logits)
-    out = model.infill("a[[]]b")
+    out = model.infill("a[[]]&")  # token 5
     assert len(out.tokens) == wanted
     assert out.nfe == len(engine.sessions[0].requests)
     assert [len(request.tokens) - 3 for request in engine.sessions[0].requests[0]] == list(LENGTHS)
+    assert {int(request.tokens[-1]) for request in engine.sessions[0].requests[0]} == {MASK}  # the "&" is asked for
     assert len(model.infill(["a", Hole(), "b", Hole(), "c"]).holes) == 2
     small, _ = model_of(logits, DiffusionSpec(MASK, True, canvas_max=6))
     assert len(small.infill("a[[]]b").tokens) <= 3
