@@ -21,10 +21,12 @@ def write_chatty(folder: Path) -> Path:
 
 
 class Server:
-    """The running command; url where it answers. flags: those of `localdiff serve`, besides the port."""
+    """The running command; url where it answers. flags: those of `localdiff serve`, besides the port; threads: None =
+    all, prefix: a program that starts it."""
 
-    def __init__(self, *flags: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "localdiff", "serve", "--port", "0", "--threads", "1", *flags]
+    def __init__(self, *flags: str, threads: int | None = 1, prefix: tuple[str, ...] = (), **environment: str) -> None:
+        flags = flags if threads is None else ("--threads", str(threads), *flags)
+        command = [*prefix, sys.executable, "-m", "localdiff", "serve", "--port", "0", *flags]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}
         )
