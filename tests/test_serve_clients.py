@@ -73,6 +73,37 @@ def test_openai_chats_and_streams(client: openai.OpenAI) -> None:
     assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def check_person(text: str | None) -> None:
+    person = json.loads(text or "")
+    assert set(person) == {"name", "age"}
+    assert len(person["name"]) <= 8
+    assert 0 <= person["age"] <= 99
+
+
+def test_openai_gets_json_that_matches(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    asked = {"model": CHATTY, "messages": MESSAGES, "max_tokens": 60, "seed": 4, "response_format": form}
+    whole = client.chat.completions.create(**asked)
+    check_person(whole.choices[0].message.content)
+    chunks = client.chat.completions.create(**asked, stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    completed = client.completions.create(
+        model=STORIES, prompt=PROMPT, max_tokens=60, extra_body={"json_schema": SCHEMA}
+    )
+    check_person(completed.choices[0].text)
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model=STORIES, prompt=PROMPT, extra_body={"json_schema": "/etc/passwd"})
+
+
 def test_openai_sees_refusals_as_its_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model=STORIES, prompt="x", frequency_penalty=1.5)
@@ -99,6 +130,9 @@ def test_ollama_generates_chats_and_lists(server: str, text: str) -> None:
     whole = client.chat(CHATTY, MESSAGES, options={"num_predict": 7, "seed": 3})
     streamed = client.chat(CHATTY, MESSAGES, options={"num_predict": 7, "seed": 3}, stream=True)
     assert "".join(piece.message.content or "" for piece in streamed) == whole.message.content
+    check_person(client.generate(STORIES, PROMPT, format=SCHEMA, options={"num_predict": 60, "seed": 1}).response)
+    any_object = client.chat(CHATTY, MESSAGES, format="json", options={"num_predict": 60, "decoder": "threshold"})
+    assert isinstance(json.loads(any_object.message.content or ""), dict)
     with pytest.raises(ollama.ResponseError, match="mirostat is not offered here"):
         client.generate(STORIES, PROMPT, options={"mirostat": 1})
     with pytest.raises(ollama.ResponseError, match="there is no model"):
@@ -121,6 +155,11 @@ out.chat = (await client.chat.completions.create(chat)).choices[0].message.conte
 out.chatStreamed = "";
 for await (const chunk of await client.chat.completions.create({ ...chat, stream: true }))
   out.chatStreamed += chunk.choices[0].delta.content ?? "";
+const ok = { ok: { type: "boolean" } };
+const schema = { type: "object", properties: ok, required: ["ok"], additionalProperties: false };
+const form = { type: "json_schema", json_schema: { name: "answer", schema } };
+const formed = await client.chat.completions.create({ ...chat, max_tokens: 24, response_format: form });
+out.ok = typeof JSON.parse(formed.choices[0].message.content).ok;
 try { await client.completions.create({ ...asked, echo: true }); }
 catch (error) { out.error = [error.status, error.param, error.constructor.name]; }
 console.log(JSON.stringify(out));
@@ -148,6 +187,7 @@ def test_openai_for_node(server: str, text: str) -> None:
     out = json.loads(done.stdout)
     assert (out["whole"], out["streamed"]) == (text, text)
     assert out["chat"] == out["chatStreamed"]
+    assert out["ok"] == "boolean"
     assert out["error"] == [400, "echo", "BadRequestError"]
 
 
