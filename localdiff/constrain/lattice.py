@@ -140,7 +140,8 @@ class Lattice:
             if figures:
                 here = self._reached[index][place]
                 walk.probability[row] = shares[choice] * here
-                walk.margin[row] = (shares[0] - (shares[1] if len(shares) > 1 else 0)) * here
+                highest = np.partition(shares, len(shares) - 2)[-2:] if len(shares) > 1 else np.array([0.0, shares[0]])
+                walk.margin[row] = (highest[1] - highest[0]) * here
                 walk.entropy[row] = -float(shares @ np.log(shares)) - float(np.log(here))
             place = int(target[kept[choice]])
         return walk
@@ -234,10 +235,13 @@ def shaped(
 ) -> tuple[npt.NDArray[np.intp], Float64]:
     """What is drawn from, from unnormalised logarithms: temperature, the k likeliest, the nucleus, in this order.
 
-    returns   the places that are left, the likeliest first, and their probabilities
+    returns   the places that are left, the likeliest first where some were cut off, and their probabilities
     """
     shares: Float64 = np.exp((log - log.max()).astype(np.float64) / temperature)
     shares /= shares.sum()
+    if not top_k and top_p == 1:
+        kept = np.flatnonzero(shares)
+        return kept, shares[kept]
     # what is below this makes up less than is outside the nucleus, so that it need not be ranked
     kept = np.flatnonzero(shares > ((1 - top_p) / len(shares) if not top_k and top_p < 1 else 0))
     kept = kept[np.argsort(-shares[kept], kind="stable")]
