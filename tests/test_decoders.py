@@ -240,6 +240,8 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("daedal", {}, {"grow": 4}, "the decoder daedal decides itself how the canvas grows"),
     ("rdm", {}, {"grow": 4, "length_beam": 2}, "leave one of them out"),
     ("topk", {}, {"length_beam": 2}, "topk has no option length_beam"),
+    ("rdm", {}, {"deadline": 5.0, "length_beam": 2}, "lengths cannot be compared"),
+    ("llada", {}, {"regex": "a+", "grow": 4}, "regex is matched over a canvas of one length"),
     ("dream", {}, {"order": "sequential"}, "dream knows no order sequential, expected confidence, margin, entropy"),
     ("rdm", {}, {"remask": "loop"}, "rdm knows no remask loop, expected uncond, cond"),
 ]
