@@ -10,6 +10,7 @@
 #include "error.h"
 #include "localdiff.h"
 #include "model.h"
+#include "plugin.h"
 #include "quant/quantize.h"
 #include "session.h"
 
@@ -159,6 +160,13 @@ int32_t ld_isa_supported(int32_t index) {
   return index >= 0 && index < count && rows[index].supported() ? 1 : 0;
 }
 
+ld_status ld_device_load(const char* path) {
+  return guard([&] {
+    require(path != nullptr, "path is NULL");
+    ld::ops_of(path);
+  });
+}
+
 ld_status ld_gguf_open(const char* path, int32_t access, ld_gguf** out) {
   return guard([&] {
     require(path != nullptr && out != nullptr, "path or the result pointer is NULL");
@@ -260,7 +268,7 @@ ld_status ld_model_open(const ld_gguf* file, const ld_model_options* options, ld
     }
     const ld::DeviceOptions device{o.isa, o.threads, o.plan != 0};
     auto model = std::make_unique<ld_model>();
-    model->model = std::make_unique<ld::Model>(*file->file, ld::cpu_ops(), device, adapters);
+    model->model = std::make_unique<ld::Model>(*file->file, ld::ops_of(o.device), device, adapters);
     *out = model.release();
   });
 }

@@ -23,6 +23,7 @@ from .cache.saved import Identity, SavedPrompt, check_attention, keepable, load_
 from .cache.state import State, reach
 from .canvas import Hole
 from .compose import Composer, token_ids
+from .devices import choose
 from .engine import EngineModel, File, Float32, Proposal, Request, Session
 from .errors import ModelFileError, OptionError
 from .generation import DenoiseStream, Generation, Setup
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from .text import ChatTemplate, Tokenizer
 
 EMBEDDED = Path(__file__).parent / "models" / "localdiff-stories.gguf"
-DEVICES = ("auto", "cpu")
 BACKGROUND_ROWS = 32
 
 Propose = Callable[[list[Request]], list[Proposal]]  # one call of the engine
@@ -59,7 +59,7 @@ def load(
     """Load a GGUF file.
 
     path       a file, or the name of a downloaded model; None: the small story model that comes with the package
-    device     "auto" or "cpu"
+    device     "cpu", "cuda", or "auto": a GPU where one can be used (not with isa)
     threads    None: all that the process may use
     diffusion  a preset or `mask=811,shift=1,attn=full,...`, for files without a diffusion record or to override it
     isa        name of a CPU kernel row, None = the best
@@ -68,8 +68,7 @@ def load(
     math       arithmetic of quantised weights: "exact", "fast", or "auto", fast where it hardly changes the output
     raises     ModelFileError, OptionError
     """
-    if device not in DEVICES:
-        raise OptionError(f"device is '{device}', expected one of {', '.join(DEVICES)}")
+    chosen = choose("cpu" if isa is not None and device == "auto" else device)
     if path is None and not EMBEDDED.is_file():
         raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
     where = EMBEDDED if path is None else located(path)
@@ -77,7 +76,7 @@ def load(
     with File.open(where, access) as file, opened(lora, access) as adapters:
         metadata = file.metadata
         found = record_in_force(metadata, diffusion)
-        engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters)
+        engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters, device=chosen.where)
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
         beside = scaled_paths(lora)
         return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, beside)
@@ -127,7 +126,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        return self._engine.device
 
     @property
     def threads(self) -> int | None:

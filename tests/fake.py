@@ -172,6 +172,7 @@ class FakeEngine:
     def __init__(self, logits: Logits, vocab: int, context_length: int = 128) -> None:
         self._logits = logits
         self.info = ModelInfo(vocab, 1, 1, 1, 1, 1, 1, context_length, 1, 1, "fake", "none")
+        self.device = "cpu"
         self.sessions: list[FakeSession] = []
         self.closed = False
 

@@ -212,8 +212,8 @@ def test_wrong_calls(prompt: Any, options: dict[str, Any], error: type[Exception
 
 
 def test_load_refuses(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="device is 'cuda', expected one of auto, cpu"):
-        localdiff.load(tmp_path / "x.gguf", device="cuda")
+    with pytest.raises(OptionError, match="device is 'tpu', expected one of auto, cpu, cuda"):
+        localdiff.load(tmp_path / "x.gguf", device="tpu")
     with pytest.raises(ModelFileError):
         localdiff.load(tmp_path / "absent.gguf")
 

@@ -52,6 +52,10 @@ LD_API int32_t ld_isa_count(void);
 LD_API const char *ld_isa_name(int32_t index);       /* best first: "avx512_vnni", "avx2", "scalar"; NULL past the end */
 LD_API int32_t ld_isa_supported(int32_t index);      /* 1 where this processor can run it */
 
+/* Loads a device plug-in library, a path for ld_model_options.device; fails with the reason where it cannot be used here.
+ * A process takes one plug-in and keeps it. */
+LD_API ld_status ld_device_load(const char *path);
+
 /* ---- files ---- */
 typedef struct ld_gguf ld_gguf;
 
@@ -117,6 +121,7 @@ typedef struct ld_model_options {
   int32_t n_adapters;   /* LoRA adapters, added to the layers while they run */
   const ld_gguf *const *adapters;  /* [n_adapters] files for this architecture; not needed after the call */
   const float *adapter_scales;     /* [n_adapters]; NULL = 1 each */
+  const char *device;              /* NULL or "cpu", or the path of a device plug-in library */
 } ld_model_options;
 
 typedef struct ld_model_info {

@@ -38,10 +38,22 @@ def command(cflags: bool, libs: bool) -> int:
     except LocaldiffError as error:
         print(f"engine     {error}")
         healthy = False
+    print(f"device     {_device()}")
     print(f"threads    {_usable_processors()}")
     print(f"model      {EMBEDDED}{'' if EMBEDDED.is_file() else ' is missing; reinstall localdiff'}")
     sys.stdout.flush()
     return 0 if healthy else 1
+
+
+def _device() -> str:
+    """What `--device auto` takes, and why."""
+    from ..devices import choose
+
+    try:
+        found = choose("auto")
+    except LocaldiffError as error:
+        return str(error)
+    return f"{found.name}: {found.reason}"
 
 
 def _usable_processors() -> int:

@@ -6,7 +6,7 @@ installed: Ctrl-C is noticed when the running call returns; Session.cancel(), fr
 Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, decoding, any policy.
 """
 
-from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_version, measure_peak
+from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_version, load_device, measure_peak
 from .files import File, Metadata, TensorInfo
 from .models import EngineModel, ModelInfo, ModelMemory
 from .quantiser import can_quantize, quantize
@@ -32,6 +32,7 @@ __all__ = [
     "isa_rows",
     "library",
     "library_version",
+    "load_device",
     "measure_peak",
     "pack_tokens",
     "quantize",

@@ -6,6 +6,7 @@ Everything here is shared by the modules of this package; nothing here knows fil
 from __future__ import annotations
 
 import functools
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -50,6 +51,11 @@ def isa_rows() -> list[tuple[str, bool]]:
     """The CPU kernel rows, best first: (name, whether this processor can run it)."""
     lib = library()
     return [(text_of(lib.ld_isa_name(i)), bool(lib.ld_isa_supported(i))) for i in range(lib.ld_isa_count())]
+
+
+def load_device(path: Path) -> None:
+    """Open a device plug-in. Raises OptionError with the reason where it cannot be used."""
+    check(library().ld_device_load(ffi.new("char[]", os.fsencode(path))), invalid=OptionError)
 
 
 @dataclass(frozen=True)

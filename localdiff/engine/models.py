@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -46,6 +47,7 @@ class EngineModel(Closable):
 
     plan      True: weights are counted, not packed; info, memory and plan() answer, sessions are refused
     adapters  LoRA files and their scales; they may be closed afterwards
+    device    "cpu", or the path of a device plug-in library
     """
 
     def __init__(
@@ -55,15 +57,20 @@ class EngineModel(Closable):
         threads: int | None = None,
         plan: bool = False,
         adapters: Sequence[tuple[File, float]] = (),
+        device: str | os.PathLike[str] = "cpu",
     ):
         lib = library()
         name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
-        options = new_struct("ld_model_options", threads=count_of("threads", threads), isa=name, plan=int(plan))
+        where = ffi.new("char[]", os.fsencode(device))
+        options = new_struct(
+            "ld_model_options", threads=count_of("threads", threads), isa=name, plan=int(plan), device=where
+        )
         # Kept until the call is over: a struct of cffi does not own what it points to.
         handles = ffi.new("ld_gguf *[]", [adapter._handle.pointer() for adapter, _ in adapters])
         scales = ffi.new("float[]", [scale for _, scale in adapters])
         options.n_adapters, options.adapters, options.adapter_scales = len(adapters), handles, scales
         out = ffi.new("ld_model **")
+        self.device = "cpu" if str(device) == "cpu" else "cuda"
         parent = file._handle.pointer()
         check(lib.ld_model_open(parent, options, out), invalid=OptionError)
         self._handle = Handle("model", out[0], lib.ld_model_free, parent)

@@ -1,0 +1,105 @@
+// The kernels' launchers, one file each. All work on a stream, float32 activations in device memory, and give results
+// that depend on nothing but a row's own inputs: reductions run in a fixed order.
+#pragma once
+
+#include "cuda/runtime.h"
+#include "ops.h"
+
+namespace ld::cuda {
+
+// A matrix in device memory as it lies in the file: [n, k] in blocks of `type`.
+struct Matrix {
+  TensorType type;
+  const uint8_t* data;
+  int n, k;
+  size_t row_bytes;
+};
+
+// RowInfo in device memory.
+struct Row {
+  int32_t slot, place, lo, hi, position;
+};
+
+// ---- rows.cu ----
+void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int rows, bool add, float* out);
+// made[r * width] = what a linear layer reads of row r of the input; input.pick in device memory.
+void produce(cudaStream_t stream, const LinearInput& input, int rows, float* made);
+// y[r * stride] = or += what produce() makes; y may be input.x.
+void apply(cudaStream_t stream, const LinearInput& input, int rows, bool add, float* y);
+
+// ---- gemm.cu ----
+// y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i]. tensor_cores: quantised weights
+// are multiplied in bfloat16, accumulated in float32; all others in float32.
+struct Product {
+  Matrix w;
+  const float* x;
+  ptrdiff_t x_stride;
+  const float* bias;
+  float* y;
+  ptrdiff_t y_stride;
+  bool add;
+};
+void multiply(cudaStream_t stream, const Product& product, int rows, bool tensor_cores);
+
+// For each expert e the rows [begin[e], begin[e + 1]) of y with weights data[e]; row r of the input is x[pick[r]], or
+// x[r] where pick is null. begin has experts + 1 values; `pairs` is its last, of which the host knows a bound.
+struct ExpertProduct {
+  Product common;              // w.data is not read
+  const uint8_t* const* data;  // [experts]
+  const int32_t* begin;
+  const int32_t* pick;
+  int experts;
+};
+void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, bool tensor_cores);
+
+// ---- attention.cu ----
+struct State {
+  float *keys, *values;  // [layers][slots][slot_length][kv_heads][head_dim]
+  int slots, slot_length, kv_heads, head_dim;
+};
+// Norms and rotates q and k in place and writes k and v to the state. angles: scratch of rows * dims floats. drift [rows]
+// receives 1 - the cosine of the new values and those they replace; null = not asked.
+void store(cudaStream_t stream, const AttentionLayer& layer, const State& state, int heads, float* qkv, int stride,
+           const Row* rows, int n_rows, float* angles, float* drift);
+void attend(cudaStream_t stream, const AttentionLayer& layer, const State& state, int heads, const float* qkv,
+            int stride, const Row* rows, int n_rows, float* out);
+
+// ---- experts.cu ----
+struct Routing {
+  float* scores;     // [rows][2 * count] scratch
+  int32_t* chosen;   // [rows][used], ascending
+  float* weights;    // [rows][used]
+  int32_t* begin;    // [count + 1] where each expert's pairs begin
+  int32_t* row_of;   // [pairs] the row of each pair, experts ascending, rows ascending
+  int32_t* pair_of;  // [rows][used]
+};
+void route(cudaStream_t stream, const RouterRule& rule, int count, const float* logits, const float* bias, int rows,
+           const Routing& routing);
+// y[r] = sum of weights[r][n] * out[pair_of[r][n]].
+void gather_experts(cudaStream_t stream, const Routing& routing, int used, const float* out, int width, int rows,
+                    ptrdiff_t stride, float* y);
+
+// ---- propose.cu ----
+// One scored row, pointers in device memory; see Sampling and ScoreRow.
+struct ScoreTask {
+  float temperature, top_p, guidance, penalty;
+  int32_t top_k, scores_sampled, alternatives, n_forbidden, n_repeated, n_bias;
+  double uniform;
+  const int32_t *forbidden, *repeated, *bias_token;
+  const float* bias;
+  const uint32_t* allowed;
+  int32_t companion;  // the row whose logits guide, -1 = none
+  int32_t skip;       // a companion itself
+};
+struct ScoreResults {  // [rows] each; alternatives [rows][64]
+  int32_t* token;
+  float *probability, *margin, *entropy;
+  int32_t* alternative_token;
+  float* alternative_probability;
+  int32_t* bad;  // [rows] 1 where a logit is not finite
+};
+// logits [rows, stride] are overwritten; e [rows, stride] is scratch.
+void score(cudaStream_t stream, float* logits, float* e, ptrdiff_t stride, int vocab, const ScoreTask* tasks, int rows,
+           const ScoreResults& results);
+
+}  // namespace ld::cuda

@@ -1,0 +1,81 @@
+// What the device code is written against: CUDA, or the emulator that runs the same kernels on a processor
+// (LD_CUDA_EMULATED, tests/cuda/emulator.h), so that every launch is tested where there is no GPU. Kernels use static
+// shared memory, whole warps, and no atomics on floats. Not here: memory of a session (context.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef LD_CUDA_EMULATED
+#include "emulator.h"
+#else
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define LD_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
+#endif
+
+namespace ld::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+__device__ inline float half_value(uint16_t bits) {
+#ifdef LD_CUDA_EMULATED
+  return half_to_float(bits);
+#else
+  return __half2float(__ushort_as_half(bits));
+#endif
+}
+
+__device__ inline float float_from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+__device__ inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Two floats as bfloat16, rounded to nearest even, the first in the low half.
+__device__ inline uint32_t bfloat_pair(float a, float b) {
+  const auto rounded = [](float x) { return (bits_of(x) + 0x7fff + (bits_of(x) >> 16 & 1)) >> 16; };
+  return rounded(a) | rounded(b) << 16;
+}
+
+// c += a b for tiles of 16 x 16 by 16 x 8, bfloat16 in, float32 out, one warp; fragments as PTX mma.m16n8k16 lays them out.
+__device__ inline void multiply_tile(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef LD_CUDA_EMULATED
+  emulated_mma(c, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// The sum over a warp, in every lane, always in the same order.
+template <class T>
+__device__ T warp_sum(T value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kWholeWarp, value, step);
+  return value;
+}
+
+// The sum over a block of kThreads threads, in every thread; a barrier before and after.
+template <int kThreads, class T>
+__device__ T block_sum(T value) {
+  __shared__ T sums[kThreads / kWarp];
+  value = warp_sum(value);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T total = sums[0];
+  for (int i = 1; i < kThreads / kWarp; ++i) total += sums[i];
+  return total;
+}
+
+}  // namespace ld::cuda

@@ -1,0 +1,64 @@
+"""Where models run: the processor, or an NVIDIA GPU through its plug-in library.
+
+The plug-in is $LOCALDIFF_CUDA, else that of the package localdiff-cuda13, else the one that was built into the tree. It
+is opened only where it is asked for ("cuda") or may be of use ("auto"); why it is not used is a sentence for people.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .engine import PACKAGE, load_device
+from .errors import OptionError
+
+DEVICES = ("auto", "cpu", "cuda")
+_PACKAGE, _LIBRARY = "localdiff_cuda13", "liblocaldiff_cuda.so"
+
+
+@dataclass(frozen=True)
+class Device:
+    """name: "cpu" or "cuda"; where: for EngineModel, "cpu" or the plug-in's path; reason: why this one."""
+
+    name: str
+    where: str
+    reason: str
+
+
+def choose(name: str) -> Device:
+    """The device that `name` asks for. Raises OptionError where it cannot be had."""
+    if name not in DEVICES:
+        raise OptionError(f"device is '{name}', expected one of {', '.join(DEVICES)}")
+    if name == "cpu":
+        return Device("cpu", "cpu", "as asked for")
+    path, refusal = _cuda()
+    if refusal is None:
+        return Device("cuda", str(path), f"plug-in {path}")
+    if name == "cuda":
+        raise OptionError(f"device is 'cuda', but {refusal}")
+    return Device("cpu", "cpu", refusal)
+
+
+@functools.cache
+def _cuda() -> tuple[Path | None, str | None]:
+    """The plug-in, and why it cannot be used: None where it can."""
+    path = _plugin()
+    if path is None:
+        return None, "the GPU plug-in is not installed (pip install localdiff-cuda13)"
+    try:
+        load_device(path)
+    except OptionError as error:
+        return path, str(error)
+    return path, None
+
+
+def _plugin() -> Path | None:
+    named = os.environ.get("LOCALDIFF_CUDA")
+    if named:
+        return Path(named)
+    package = importlib.util.find_spec(_PACKAGE)
+    places = [Path(place) for place in package.submodule_search_locations or ()] if package else []
+    return next((path for place in (*places, PACKAGE / "lib") if (path := place / _LIBRARY).is_file()), None)

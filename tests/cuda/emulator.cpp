@@ -1,0 +1,202 @@
+#include "emulator.h"
+
+#include <memory>
+#include <vector>
+
+// Switching by hand: the C library's way saves the signal mask with two system calls each time.
+extern "C" void ld_switch(void** from, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.type ld_switch, @function
+ld_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+#else
+#error "the emulator switches fibers on x86-64 only"
+#endif
+
+namespace ld::cuda {
+namespace {
+
+constexpr size_t kStack = 128 << 10;
+constexpr int kLanes = 32;
+constexpr size_t kMostExchanged = 64;
+
+struct Fiber {
+  void* at;  // its stack pointer while it does not run
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  dim3 index{0};
+  bool done = false;
+};
+
+// Barriers count arrivals; `generation` tells those who wait that all have come.
+struct Barrier {
+  int arrived = 0, generation = 0;
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+void* scheduler;
+Fiber* current;
+Emulated state;
+int n_threads, living;
+Barrier block;
+Barrier warps[64];
+alignas(64) char exchanged[64][kLanes][kMostExchanged];
+const std::function<void()>* running;
+long waits;  // since something last moved on
+
+[[noreturn]] void report(const char* what) {
+  fprintf(stderr, "emulated CUDA: %s\n", what);
+  abort();
+}
+
+void entry() {
+  (*running)();
+  current->done = true;
+  --living;
+  waits = 0;
+  ld_switch(&current->at, scheduler);
+}
+
+// The stack as ld_switch leaves it: six registers, and where to go on.
+void prepare(Fiber* fiber) {
+  uintptr_t top = reinterpret_cast<uintptr_t>(fiber->stack.get() + kStack) & ~uintptr_t{15};
+  void** slots = reinterpret_cast<void**>(top) - 8;
+  slots[6] = reinterpret_cast<void*>(entry);
+  fiber->at = slots;
+}
+
+void yield() {
+  if (++waits > 4L * n_threads) report("a barrier that not all threads of the block or warp reach");
+  Fiber* self = current;
+  ld_switch(&self->at, scheduler);
+  current = self;
+  state.thread = self->index;
+}
+
+void wait(Barrier& barrier, int expected) {
+  const int generation = barrier.generation;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    waits = 0;
+    return;
+  }
+  while (barrier.generation == generation) yield();
+}
+
+}  // namespace
+
+Emulated& emulated() { return state; }
+
+void block_barrier() { wait(block, n_threads); }
+
+void exchange(const void* mine, size_t bytes, int lane, void* theirs) {
+  if (bytes > kMostExchanged) report("a shuffle of more than 64 bytes");
+  const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
+  memcpy(exchanged[warp][own], mine, bytes);
+  wait(warps[warp], kLanes);
+  memcpy(theirs, exchanged[warp][lane], bytes);
+  wait(warps[warp], kLanes);
+}
+
+void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Fragments {
+    uint32_t a[4], b[2];
+  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
+  memcpy(exchanged[warp][own], &mine, sizeof mine);
+  wait(warps[warp], kLanes);
+  const auto fragments = [&](int lane) {
+    Fragments f;
+    memcpy(&f, exchanged[warp][lane], sizeof f);
+    return f;
+  };
+  const auto value = [](uint32_t pair, int which) {
+    return bfloat_to_float(static_cast<uint16_t>(pair >> 16 * which));
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = own / 4 + (i / 2) * 8, column = own % 4 * 2 + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 16; ++k) {
+      const Fragments fa = fragments(row % 8 * 4 + k % 8 / 2), fb = fragments(column * 4 + k % 8 / 2);
+      sum += value(fa.a[row / 8 + k / 8 * 2], k % 2) * value(fb.b[k / 8], k % 2);
+    }
+    c[i] += sum;
+  }
+  wait(warps[warp], kLanes);
+}
+
+void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
+  if (threads == 0 || threads % kLanes != 0 || threads > 1024)
+    report("a block is not whole warps, 1,024 threads at most");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) report("a grid out of range");
+  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
+  running = &body;
+  n_threads = static_cast<int>(threads);
+  state.grid = grid;
+  state.block_dim = dim3(threads);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        state.block = dim3(x, y, z);
+        for (unsigned t = 0; t < threads; ++t) {
+          Fiber& fiber = *fibers[t];
+          prepare(&fiber);
+          fiber.index = dim3(t);
+          fiber.done = false;
+        }
+        living = n_threads;
+        waits = 0;
+        while (living > 0)
+          for (unsigned t = 0; t < threads; ++t) {
+            if (fibers[t]->done) continue;
+            current = fibers[t].get();
+            state.thread = current->index;
+            ld_switch(&scheduler, current->at);
+          }
+        if (block.arrived) report("threads ended while others wait at a barrier");
+      }
+}
+
+}  // namespace ld::cuda
+
+// Memory that a kernel reads before it was written is not zero by chance.
+cudaError_t cudaMalloc(void** out, size_t bytes) {
+  *out = aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
+  if (*out == nullptr) return 2;
+  memset(*out, 0xff, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* at) { return free(at), cudaSuccess; }
+cudaError_t cudaMallocHost(void** out, size_t bytes) { return cudaMalloc(out, bytes); }
+cudaError_t cudaFreeHost(void* at) { return cudaFree(at); }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  return memcpy(to, from, bytes), cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  return memset(at, value, bytes), cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int) {
+  *out = {"emulated", 9, 0, 4, size_t{4} << 30};
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = size_t{4} << 30;
+  return cudaSuccess;
+}

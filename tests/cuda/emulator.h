@@ -1,0 +1,105 @@
+// CUDA on a processor, for tests: the kernels of csrc/cuda compile as plain C++ and run block after block, every thread
+// of a block as a fiber that is switched at barriers, shuffles and matrix products. Slow and exact about what CUDA
+// promises: shared memory is one block's, a warp is 32 threads, and a barrier that not all threads reach is reported
+// instead of hanging. Not emulated: concurrency of blocks, streams, timing.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#include "quant/half.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace ld::cuda {
+
+struct Emulated {
+  dim3 thread{0}, block{0}, block_dim{1}, grid{1};
+};
+Emulated& emulated();
+
+// Runs a kernel's body for all threads of all blocks.
+void emulate(dim3 grid, unsigned threads, const std::function<void()>& body);
+void block_barrier();
+// What `lane` of the calling thread's warp handed in; all lanes take part.
+void exchange(const void* mine, size_t bytes, int lane, void* theirs);
+void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+}  // namespace ld::cuda
+
+#define threadIdx (::ld::cuda::emulated().thread)
+#define blockIdx (::ld::cuda::emulated().block)
+#define blockDim (::ld::cuda::emulated().block_dim)
+#define gridDim (::ld::cuda::emulated().grid)
+
+inline void __syncthreads() { ld::cuda::block_barrier(); }
+inline void __syncwarp(unsigned = 0) {
+  int nothing = 0, other;
+  ld::cuda::exchange(&nothing, sizeof nothing, 0, &other);
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  T other;
+  ld::cuda::exchange(&value, sizeof value, lane, &other);
+  return other;
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int step) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ step);
+}
+
+inline int atomicMin(int* at, int value) {
+  const int before = *at;
+  *at = before < value ? before : value;
+  return before;
+}
+
+using std::max;
+using std::min;
+
+// ---- the part of the run-time library that the host code uses ----
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+constexpr cudaError_t cudaSuccess = 0;
+struct cudaDeviceProp {
+  char name[256];
+  int major, minor, multiProcessorCount;
+  size_t totalGlobalMem;
+};
+cudaError_t cudaMalloc(void** out, size_t bytes);
+cudaError_t cudaFree(void* at);
+cudaError_t cudaMallocHost(void** out, size_t bytes);
+cudaError_t cudaFreeHost(void* at);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t);
+cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t);
+inline cudaError_t cudaStreamCreate(cudaStream_t* stream) { return *stream = nullptr, cudaSuccess; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int device);
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+
+#define LD_LAUNCH(kernel, grid, threads, stream, ...) \
+  (static_cast<void>(stream), ::ld::cuda::emulate(grid, threads, [&] { kernel(__VA_ARGS__); }))

@@ -1,0 +1,180 @@
+"""The GPU's plug-in with its kernels emulated on the processor: whole models, through the same engine as on a GPU.
+
+Every architecture against the scalar kernel row, quantised weights within the bound that bfloat16 sets, and what the
+engine promises of any device: independence of the batch, caches that change nothing, refusals. The kernels by
+themselves are tested in cpp/test_cuda.cpp. What only a GPU can show is `tools/dev gpu`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from architectures import FAMILIES, VOCAB, make_model, metadata_of, tensors_of, write_gguf
+from reference import Reference, visible_to
+from tiny_gguf import write_tiny
+
+from localdiff.engine import EngineModel, File, Request
+from localdiff.errors import EngineError, OptionError
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = Path(os.environ.get("LOCALDIFF_CUDA", ROOT / "build" / "dev" / "liblocaldiff_cuda_emulated.so"))
+
+pytestmark = pytest.mark.skipif(not PLUGIN.is_file(), reason="the emulated plug-in is not built: tools/dev build")
+
+
+def open_model(path: Path, device: str | Path = PLUGIN, **options: Any) -> EngineModel:
+    with File.open(path) as file:
+        return EngineModel(file, device=device, isa="scalar" if device == "cpu" else None, **options)
+
+
+def logits(model: EngineModel, tokens: np.ndarray, **canvas: Any) -> np.ndarray:
+    with model.session(slot_length=len(tokens), threads=1) as session:
+        return session.logits([Request(tokens, np.arange(len(tokens), dtype=np.int32), **canvas)])[0]
+
+
+def tokens_of(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(5, VOCAB, length, dtype=np.int32)
+
+
+def divergence(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean KL(a | b) of rows of logits, nats."""
+    a, b = (x.astype(np.float64) - x.max(axis=1, keepdims=True) for x in (a, b))
+    a, b = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (a, b))
+    return float((np.exp(a) * (a - b)).sum(axis=1).mean())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("cuda")
+
+    def get(name: str) -> Path:
+        path = folder / f"{name}.gguf"
+        if not path.exists():
+            family = FAMILIES[name]
+            model = make_model(family)
+            write_gguf(path, family.arch, metadata_of(family, model), tensors_of(family, model))
+        return path
+
+    return get
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_architecture_gives_the_processors_logits(files: Any, name: str) -> None:
+    tokens = tokens_of(19)
+    expected = logits(open_model(files(name), "cpu"), tokens)
+    found = logits(open_model(files(name)), tokens)
+    assert np.abs(found - expected).max() / np.abs(expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["Dream", "ModernBERT"])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [("causal", {}), ("block_causal", {"block_length": 4}), ("prefix_causal", {"prefix": 7})],
+)
+def test_every_kind_of_attention(files: Any, name: str, kind: str, extra: dict[str, int]) -> None:
+    tokens = tokens_of(19, 1)
+    expected = logits(open_model(files(name), "cpu"), tokens, attention=kind, **extra)
+    found = logits(open_model(files(name)), tokens, attention=kind, **extra)
+    assert np.abs(found - expected).max() / np.abs(expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+def test_quantised_weights_on_tensor_cores(tmp_path: Path, kind: str) -> None:
+    """Weights and inputs are rounded to bfloat16: as near to the file's values in float64 as 8-bit inputs are."""
+    from localdiff.quantize import quantize
+
+    path = quantize(write_tiny(tmp_path / "f32.gguf"), tmp_path / f"{kind}.gguf", type=kind).path
+    tokens = np.arange(3, 20, dtype=np.int32)
+    exact = Reference(path).logits(tokens, visible_to("full", len(tokens)))
+    found, processor = logits(open_model(path), tokens), logits(open_model(path, "cpu"), tokens)
+    assert not np.array_equal(processor, found)
+    assert divergence(exact, found) <= 1.2 * divergence(exact, processor) <= 5e-3
+
+
+def test_a_canvas_does_not_depend_on_its_neighbours(files: Any) -> None:
+    model = open_model(files("SDAR-MoE"))
+    requests = [
+        Request(tokens_of(n, n), np.arange(n, dtype=np.int32), slot=slot, temperature=0.8, top_p=0.9, seed=n)
+        for slot, n in enumerate((3, 17, 9))
+    ]
+    with model.session(slots=3, slot_length=20) as session:
+        together = session.propose(requests)
+        back = session.propose(requests[::-1])[::-1]
+    for request, first, second in zip(requests, together, back, strict=True):
+        with model.session(slots=3, slot_length=20) as session:
+            alone = session.propose([request])[0]
+        for other in (first, second):
+            assert np.array_equal(alone.token, other.token)
+            assert np.array_equal(alone.probability, other.probability)
+
+
+def test_cached_blocks_equal_one_pass(files: Any) -> None:
+    model, tokens = open_model(files("SDAR")), tokens_of(16, 4)
+    block = {"attention": "block_causal", "block_length": 4}
+    whole = logits(model, tokens, **block)
+    with model.session(slot_length=16) as session:
+        for begin in range(0, 16, 4):
+            rows = np.arange(begin, begin + 4, dtype=np.int32)
+            part = session.logits([Request(tokens, rows, compute=rows, **block)])[0]
+            assert np.array_equal(part, whole[rows])
+
+
+def test_guidance_biases_drift_and_saved_state(files: Any) -> None:
+    tokens, rows = tokens_of(12, 6), np.arange(12, dtype=np.int32)
+    answers = []
+    for device in ("cpu", PLUGIN):
+        with open_model(files("Dream"), device).session(slots=2, slot_length=12, threads=1) as session:
+            drift = np.empty(12, np.float32)
+            plain = Request(tokens_of(12, 7), rows, slot=1)
+            changes = {
+                "repeated": tokens[:1], "repetition_penalty": 1.5, "bias_tokens": np.array([3], np.int32),
+                "bias": np.array([2], np.float32), "forbidden": np.array([4, 9], np.int32), "alternatives": 3,
+            }  # fmt: skip
+            first = session.propose([Request(tokens, rows, guidance=1.0, unconditional=plain, **changes)])[0]
+            moved = np.where(rows == 5, tokens[0], tokens).astype(np.int32)
+            session.propose([Request(moved, rows, value_drift=drift)])
+            answers.append((first.token, first.probability, first.alternative_token, drift))
+    assert np.array_equal(answers[0][0], answers[1][0])
+    assert np.array_equal(answers[0][2], answers[1][2])
+    np.testing.assert_allclose(answers[0][1], answers[1][1], rtol=1e-4)
+    np.testing.assert_allclose(answers[0][3], answers[1][3], atol=1e-5)
+    assert answers[0][3].max() > 0.01
+
+    model = open_model(files("SDAR"))
+    request = Request(tokens, rows[8:], compute=rows[8:], attention="block_causal", block_length=4)
+    with model.session(slot_length=12) as session:
+        whole = session.logits([Request(tokens, rows, attention="block_causal", block_length=4)])[0]
+        saved = session.state(8)
+    with model.session(slot_length=12) as session:
+        assert session.restore(saved) == 8
+        assert np.array_equal(session.logits([request])[0], whole[8:])
+
+
+def test_what_the_plugin_refuses(files: Any, tmp_path: Path) -> None:
+    path = files("Dream")
+    engine = next((ROOT / "localdiff" / "lib").glob("liblocaldiff.*"))
+    program = (
+        "import sys\nfrom localdiff.engine import EngineModel, File\nfrom localdiff.errors import OptionError\n"
+        "for device in sys.argv[2:]:\n try: EngineModel(File.open(sys.argv[1]), device=device)\n"
+        " except OptionError as error: print(error)"
+    )
+    command = [sys.executable, "-c", program, path, tmp_path / "absent.so", engine]
+    absent, wrong = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    assert "cannot be opened" in absent
+    assert wrong == f"{engine} is no device plug-in of localdiff"
+    with pytest.raises(OptionError, match="a process takes one"):
+        open_model(path, tmp_path / "absent.so")
+    with File.open(path) as file, pytest.raises(OptionError, match="row of CPU kernels"):
+        EngineModel(file, device=PLUGIN, isa="scalar")
+    with open_model(path).session(slot_length=4) as session, pytest.raises(EngineError, match="on the processor"):
+        session.observe()
+    planned = open_model(path, plan=True)
+    assert planned.plan(slot_length=8) > 0
+    with pytest.raises(OptionError, match="opened to plan"):
+        planned.session(slot_length=8)
