@@ -43,22 +43,22 @@ from localdiff.quality import agreement, distinct, judged, perplexity
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 1
 EXACT = "decoder=llada"  # one token a step, no cache: what the others are compared with
-CROSSED = ("llada", "threshold", "klass")
+FASTER = tuple(f"preset={name}" for name in PRESETS if name != "exact")
+CROSSED = (EXACT, "decoder=dream", "preset=balanced")  # one by one in blocks, one by one anywhere, many at once
 LONG = "max_new_tokens=240"  # with 16 given tokens a canvas of 256
 FULL = "decoder=llada block_length=32 end_token=never"  # no text ends early, so that the passes are the same
 
 
 def row_sets() -> dict[str, list[str]]:
     """Rows by set; a row is the options it sets."""
-    crossed = [f"decoder={d} cache={c}" for d in CROSSED for c in CACHES if c not in ("exact", "block")]
-    cached = [f"{FULL} cache={c}" for c in CACHES if c not in ("exact", "block")]
-    long = [f"{LONG} {each}" for each in (FULL, *cached, EXACT, "preset=balanced", "preset=fast")]
+    approximate = [f"cache={name}" for name in CACHES if name not in ("exact", "block")]
+    each_decoder = [f"decoder={name}" for name in DECODERS]
     return {
-        "presets": [f"preset={name}" for name in PRESETS],
-        "decoders": [EXACT, *(f"decoder={name}" for name in DECODERS if f"decoder={name}" != EXACT)],
-        "caches": crossed,
-        "long": long,
-        "pairs": [f"decoder={d} cache={c}" for d in DECODERS if d not in CROSSED for c in CACHES if c != "exact"],
+        "presets": [f"max_new_tokens=64 {each}" for each in (EXACT, *FASTER)],
+        "decoders": [EXACT, *(each for each in each_decoder if each != EXACT)],
+        "caches": ["preset=balanced cache=exact", *(f"{row} {cache}" for row in CROSSED for cache in approximate)],
+        "long": [f"{LONG} {each}" for each in (FULL, *(f"{FULL} {cache}" for cache in approximate), EXACT, *FASTER)],
+        "pairs": [f"{decoder} {cache}" for decoder in each_decoder for cache in approximate],
     }
 
 
