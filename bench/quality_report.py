@@ -68,7 +68,7 @@ def plot(result: dict[str, Any], to: Path) -> None:
         for row, found in result["rows"].items():
             if "sampled" not in found or speed(found) is None:
                 continue
-            cached = "cache=" in row
+            cached = found["sampled"]["settings"]["cache"] not in ("exact", "block")
             x, y = speed(found), found["sampled"]["perplexity"]
             panel.plot(x, y, "s" if cached else "o", color="tab:orange" if cached else "tab:blue", markersize=4)
             name = row.replace("decoder=", "").replace("max_new_tokens", "n")
