@@ -46,7 +46,7 @@ def _at_least(steps: int, threshold: float) -> dict[str, dict[str, Any]]:
 
 PRESETS: dict[str, PresetRow] = {
     "exact": PresetRow("one token a step, nothing approximated", {"": {"decoder": "llada"}}),
-    "balanced": PresetRow("5 times fewer passes, as likely but with more repetition, short texts worse", _at_least(12, 0.9)),
+    "balanced": PresetRow("5 times fewer passes, as likely but more repetitive, short texts worse", _at_least(12, 0.9)),
     "fast": PresetRow("7 times fewer passes, perplexity two fifths higher", _at_least(8, 0.8)),
 }
 
