@@ -20,6 +20,7 @@ COMMANDS = {  # name, also of the module -> help
     "run": "continue a prompt, or chat",
     "infill": "fill the holes of a text",
     "serve": "serve models over HTTP, with a web page",
+    "batch": "answer a file of requests in OpenAI's batch form",
     "convert": "make a GGUF file from a checkpoint",
     "quantize": "make a GGUF file smaller",
     "imatrix": "gather an importance matrix for quantize",

@@ -85,22 +85,22 @@ def _is(test: Callable[[], bool]) -> bool:
         return False
 
 
+def loading(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of localdiff.load() that were given as flags."""
+    return {name: values[name] for name in ("device", "threads", "isa", "math", "diffusion", "lora")}
+
+
 def load(model: str | None, values: dict[str, Any], access: str = "map") -> Model:
     from ..model import load as load_model
 
-    loaded = load_model(
-        model,
-        device=values["device"],
-        threads=values["threads"],
-        isa=values["isa"],
-        math=values["math"],
-        diffusion=values["diffusion"],
-        lora=values["lora"],
-        access=access,
-    )
-    for notice in loaded.notices:
-        print(f"localdiff: {notice}", file=sys.stderr)
+    loaded = load_model(model, **loading(values), access=access)
+    show_notices(loaded)
     return loaded
+
+
+def show_notices(model: Model) -> None:
+    for notice in model.notices:
+        print(f"localdiff: {notice}", file=sys.stderr)
 
 
 def options(values: dict[str, Any]) -> GenerateOptions:
