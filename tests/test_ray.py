@@ -64,6 +64,7 @@ def test_replicas_answer_as_the_server_does(cluster: Any, monkeypatch: pytest.Mo
     monkeypatch.delenv("LOCALDIFF_API_KEY", raising=False)
     with pytest.raises(OptionError, match="needs a key"):
         build(Settings())
+    assert build.__annotations__["settings"] is Settings  # by which `serve run` reads its words
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -6,8 +6,7 @@ The proxy of Ray Serve can be reached from other machines, so there has to be a 
 is that of one replica; Ray has its own metrics of all. Needs the extra `ray`. Not here: starting clusters.
 """
 
-from __future__ import annotations
-
+# no postponed annotations: `serve run` makes the Settings of its words by the type that build() declares
 import os
 from contextlib import ExitStack
 from typing import Any
