@@ -156,7 +156,9 @@ def main() -> None:
                 "curve": [(line["step"], line["held_out"]) for line in held],
             }
         )
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
+    settings = {name: getattr(given, name) for name in ("steps", "length", "batch", "lr", "eval_sequences")}
+    settings["base"] = Path(given.base).name
+    settings |= {name: [Path(path).name for path in getattr(given, name)] for name in ("data", "held_out")}
     stem = given.results / given.name
     stem.with_suffix(".json").write_text(json.dumps({"settings": settings, **facts, "arms": rows}, indent=1) + "\n")
     stem.with_suffix(".md").write_text(table(rows))
