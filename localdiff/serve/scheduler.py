@@ -70,6 +70,10 @@ class Counts:
     finished: dict[str, int] = field(default_factory=dict)  # by stop reason, "cancelled", "error"
 
 
+def _nobody(what: DenoiseEvent | Generation | Exception) -> None:
+    """Hears what comes after the end."""
+
+
 class Ticket:
     """One canvas on its way."""
 
@@ -97,6 +101,8 @@ class Ticket:
     def tell(self, what: DenoiseEvent | Generation | Exception) -> None:
         if not self.cancelled:
             self._listener(what)
+        if not isinstance(what, DenoiseEvent):
+            self._listener = _nobody  # it knows its tickets: a cycle of garbage would wait for the collector
 
 
 class Scheduler:
