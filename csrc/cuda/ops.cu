@@ -1,34 +1,18 @@
 // The GPU's row of Ops: weights in device memory as they lie in the file, one allocation per session for activations,
 // keys and values and scratch, and every operation as launches on the session's stream. Nothing waits for the device but
 // what brings results back (propose, logits, the drift of values).
-#include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <map>
-#include <memory>
 #include <new>
-#include <string>
 #include <type_traits>
-#include <vector>
 
-#include "cpu/arena.h"
-#include "cpu/philox.h"
-#include "cuda/decode.h"
-#include "cuda/kernels.h"
+#include "cuda/context.h"
 #include "plugin.h"
 
 namespace ld {
 namespace {
 
-// Thrown and caught within this library.
-struct Failure {
-  ld_status status;
-  std::string message;
-};
-
 thread_local Failure last_failure{LD_OK, ""};
-
-[[noreturn]] void refuse(ld_status status, const std::string& message) { throw Failure{status, message}; }
 
 // An operation as the core calls it: what it throws is kept for take_failure().
 template <auto function>
@@ -56,159 +40,6 @@ ld_status take_failure(const char** message) {
   last_failure.status = LD_OK;
   *message = told.c_str();
   return status;
-}
-
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) refuse(LD_INTERNAL, text("the GPU failed while %s: %s", what, cudaGetErrorString(status)));
-}
-
-// Device memory, owned.
-class Memory {
- public:
-  explicit Memory(size_t bytes) : bytes_(bytes) {
-    if (cudaMalloc(&data_, bytes) != cudaSuccess) {
-      cudaGetLastError();
-      size_t free = 0, total = 0;
-      cudaMemGetInfo(&free, &total);
-      refuse(LD_MEMORY,
-             text("%zu MiB of GPU memory could not be had, %zu of %zu MiB are free; a smaller type, fewer slots "
-                  "or shorter canvases need less",
-                  (bytes >> 20) + 1, free >> 20, total >> 20));
-    }
-  }
-  ~Memory() { cudaFree(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  template <class T = uint8_t>
-  T* data() const {
-    return static_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_;
-};
-
-constexpr int kMostTop = 64;
-constexpr size_t kLogitBytes = size_t{256} << 20;  // of logits and exponentials that are held at a time
-
-}  // namespace
-
-struct Device {
-  int index = 0;
-  bool tensor_cores = false;
-  bool plan = false;
-  std::string isa;
-  // Tables by the file's bytes, which outlive them: a head that is tied to one is there once.
-  std::map<const uint8_t*, std::weak_ptr<Memory>> tables;
-  Footprint footprint{};
-};
-
-struct Weight {
-  cuda::Matrix matrix;
-  std::shared_ptr<Memory> memory;
-  size_t bytes;
-};
-
-namespace {
-
-// Everything of a context that lies in its memory.
-struct Layout {
-  Layout(Arena arena, const ContextShape& s) {
-    const size_t pairs = static_cast<size_t>(s.rows) * s.experts_used;
-    const size_t inputs = std::max<size_t>({static_cast<size_t>(s.rows), static_cast<size_t>(s.score_rows), pairs});
-    for (int i = 0; i < static_cast<int>(Buffer::count); ++i)
-      buffers[i] = arena.take<float>(i == static_cast<int>(Buffer::head) ? s.score_rows : s.rows, s.width[i]);
-    made = arena.take<float>(inputs, s.max_k);
-    const size_t state = static_cast<size_t>(s.layers) * s.slots * s.slot_length * s.kv_heads;
-    keys = arena.take<float>(state, s.head_dim);
-    values = arena.take<float>(state, s.head_dim);
-    angles = arena.take<float>(s.rows, s.head_dim);
-    drift = arena.take<float>(s.rows);
-    for (cuda::Row*& each : rows) each = arena.take<cuda::Row>(s.rows);
-    ids = arena.take<int32_t>(std::max(s.rows, s.score_rows));
-    if (s.experts > 0) {
-      router = arena.take<float>(s.rows, s.experts);
-      routing.scores = arena.take<float>(s.rows, 2 * s.experts);
-      routing.chosen = arena.take<int32_t>(pairs);
-      routing.weights = arena.take<float>(pairs);
-      routing.begin = arena.take<int32_t>(s.experts + 1);
-      routing.row_of = arena.take<int32_t>(pairs);
-      routing.pair_of = arena.take<int32_t>(pairs);
-      hidden = arena.take<float>(pairs, 2 * s.expert_dim);
-      expert_out = arena.take<float>(pairs, s.width[static_cast<int>(Buffer::x)]);
-    }
-    chunk = static_cast<int>(std::clamp<size_t>(kLogitBytes / (2 * sizeof(float) * s.vocab), 2, s.score_rows + 1));
-    logits = arena.take<float>(chunk, s.vocab);
-    exponentials = arena.take<float>(chunk, s.vocab);
-    tasks = arena.take<cuda::ScoreTask>(chunk);
-    results.token = arena.take<int32_t>(chunk);
-    results.probability = arena.take<float>(chunk);
-    results.margin = arena.take<float>(chunk);
-    results.entropy = arena.take<float>(chunk);
-    results.alternative_token = arena.take<int32_t>(chunk, kMostTop);
-    results.alternative_probability = arena.take<float>(chunk, kMostTop);
-    results.bad = arena.take<int32_t>(chunk);
-    bytes = arena.used();
-  }
-  float* buffers[static_cast<int>(Buffer::count)];
-  float *made, *keys, *values, *angles, *drift;
-  cuda::Row* rows[2];  // as all layers see them, and as those with a window do
-  int32_t* ids;
-  float *router = nullptr, *hidden = nullptr, *expert_out = nullptr;
-  cuda::Routing routing{};
-  int chunk;
-  float *logits, *exponentials;
-  cuda::ScoreTask* tasks;
-  cuda::ScoreResults results;
-  size_t bytes;
-};
-
-}  // namespace
-
-struct Context {
-  Context(Device* device_, const ContextShape& shape_)
-      : device(device_),
-        shape(shape_),
-        memory(Layout(Arena(nullptr), shape_).bytes),
-        layout(Arena(memory.data()), shape_) {
-    check(cudaStreamCreate(&stream), "making a stream");
-    state = {layout.keys, layout.values, shape.slots, shape.slot_length, shape.kv_heads, shape.head_dim};
-    check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), stream), "clearing a session");
-  }
-  ~Context() { cudaStreamDestroy(stream); }
-
-  Device* device;
-  ContextShape shape;
-  Memory memory;
-  Layout layout;
-  cudaStream_t stream{};
-  cuda::State state;
-  struct {
-    const RowInfo* from = nullptr;
-    std::vector<cuda::Row> held;
-  } rows[2];
-  int next_rows = 0;
-  std::map<const Weight* const*, std::unique_ptr<Memory>> expert_tables;  // device pointers to the experts' weights
-  std::unique_ptr<Memory> lists;                                          // token lists of a propose call
-};
-
-namespace {
-
-template <class T>
-void to_device(Context* c, T* to, const T* from, size_t count) {
-  check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyHostToDevice, c->stream), "copying to it");
-}
-
-template <class T>
-void to_host(Context* c, T* to, const T* from, size_t count) {
-  check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, c->stream), "copying from it");
-}
-
-void finish(Context* c) {
-  check(cudaStreamSynchronize(c->stream), "computing");
-  check(cudaGetLastError(), "computing");
 }
 
 Device* open(const DeviceOptions& options) {
@@ -302,11 +133,7 @@ LinearInput on_device(Context* c, LinearInput input, int rows) {
   return input;
 }
 
-// What the products read: x itself where nothing is done to it.
-struct Made {
-  const float* x;
-  ptrdiff_t stride;
-};
+}  // namespace
 
 Made produce(Context* c, const LinearInput& given, int rows) {
   const bool plain = given.pick == nullptr && given.norm.kind == NormKind::none &&
@@ -315,6 +142,8 @@ Made produce(Context* c, const LinearInput& given, int rows) {
   cuda::produce(c->stream, on_device(c, given, rows), rows, c->layout.made);
   return {c->layout.made, given.width};
 }
+
+namespace {
 
 void linear(Context* c, const LinearInput& input, int rows, const LinearOutput* outputs, int n_outputs) {
   const Made made = produce(c, input, rows);
@@ -412,131 +241,6 @@ void write_kv(Context* c, int layer, int slot, int length, const float* k, const
 void attention(Context* c, const AttentionLayer& layer, const float* qkv, int stride, const RowInfo* rows, int n_rows,
                float* out) {
   cuda::attend(c->stream, layer, c->state, c->shape.heads, qkv, stride, rows_of(c, rows, n_rows), n_rows, out);
-}
-
-// The lists of all samplings of a call, in one block of device memory.
-class Lists {
- public:
-  template <class T>
-  size_t add(const T* values, size_t count) {
-    const size_t at = bytes_.size();
-    bytes_.resize(at + (count * sizeof(T) + 15) / 16 * 16);
-    if (count > 0) memcpy(bytes_.data() + at, values, count * sizeof(T));
-    return at;
-  }
-  const uint8_t* send(Context* c) {
-    if (c->lists == nullptr || c->lists->bytes() < bytes_.size())
-      c->lists = std::make_unique<Memory>(std::max<size_t>(bytes_.size(), 4096));
-    to_device(c, c->lists->data(), bytes_.data(), bytes_.size());
-    return c->lists->data();
-  }
-
- private:
-  std::vector<uint8_t> bytes_;
-};
-
-// The tasks of rows [first, first + count), whose lists are sent.
-std::vector<cuda::ScoreTask> tasks_of(Context* c, const ScoreRow* score, int first, int count, int vocab) {
-  struct Places {
-    size_t forbidden, repeated, bias_token, bias;
-  };
-  Lists lists;
-  std::map<const Sampling*, Places> placed;
-  std::vector<size_t> allowed(count);
-  for (int i = 0; i < count; ++i) {
-    const Sampling& s = *score[first + i].sampling;
-    if (placed.find(&s) == placed.end())
-      placed[&s] = {lists.add(s.forbidden, s.n_forbidden), lists.add(s.repeated, s.n_repeated),
-                    lists.add(s.bias_token, s.n_bias), lists.add(s.bias, s.n_bias)};
-    if (score[first + i].allowed != nullptr) allowed[i] = lists.add(score[first + i].allowed, (vocab + 31) / 32);
-  }
-  const uint8_t* sent = lists.send(c);
-  const auto at = [&]<class T>(size_t place, const T*) { return reinterpret_cast<const T*>(sent + place); };
-  std::vector<cuda::ScoreTask> tasks;
-  for (int i = 0; i < count; ++i) {
-    const ScoreRow& row = score[first + i];
-    const Sampling& s = *row.sampling;
-    const Places& places = placed[&s];
-    const bool alternatives = row.alternative_token != nullptr || row.alternative_probability != nullptr;
-    tasks.push_back({s.temperature, s.top_p, s.guidance, s.repetition_penalty, s.top_k, s.scores_sampled,
-                     alternatives ? s.alternatives : 0, s.n_forbidden, s.n_repeated, s.n_bias,
-                     philox_uniform(s.seed, row.position, s.step), at(places.forbidden, s.forbidden),
-                     at(places.repeated, s.repeated), at(places.bias_token, s.bias_token), at(places.bias, s.bias),
-                     row.allowed == nullptr ? nullptr : at(allowed[i], row.allowed), s.guidance != 0 ? i + 1 : -1,
-                     i > 0 && score[first + i - 1].sampling->guidance != 0});
-  }
-  return tasks;
-}
-
-// Calls use(first, count) for parts of the rows, whose logits are computed then.
-template <class Use>
-void for_logits(Context* c, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
-                int rows, Use use) {
-  const Made made = produce(c, input, rows);
-  const int vocab = head->matrix.n;
-  for (int first = 0, count; first < rows; first += count) {
-    count = std::min(c->layout.chunk, rows - first);
-    if (score != nullptr && score[first + count - 1].sampling->guidance != 0) --count;  // its companion follows
-    const cuda::Product product{head->matrix, made.x + first * made.stride, made.stride, bias, c->layout.logits, vocab,
-                                false};
-    cuda::multiply(c->stream, product, count, c->device->tensor_cores);
-    use(first, count);
-  }
-}
-
-int propose(Context* c, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
-            int rows) {
-  int bad = -1;
-  const int vocab = head->matrix.n;
-  const Layout& at = c->layout;
-  for_logits(c, input, head, bias, score, rows, [&](int first, int count) {
-    for (int i = 0; i < count; ++i) {
-      if (score[first + i].logits != nullptr)
-        to_host(c, score[first + i].logits, at.logits + static_cast<size_t>(i) * vocab, vocab);
-    }
-    const auto tasks = tasks_of(c, score, first, count, vocab);
-    to_device(c, at.tasks, tasks.data(), tasks.size());
-    cuda::score(c->stream, at.logits, at.exponentials, vocab, vocab, at.tasks, count, at.results);
-    std::vector<int32_t> token(count), wrong(count), other(static_cast<size_t>(count) * kMostTop);
-    std::vector<float> probability(count), margin(count), entropy(count), others(other.size());
-    to_host(c, token.data(), at.results.token, count);
-    to_host(c, wrong.data(), at.results.bad, count);
-    to_host(c, probability.data(), at.results.probability, count);
-    to_host(c, margin.data(), at.results.margin, count);
-    to_host(c, entropy.data(), at.results.entropy, count);
-    to_host(c, other.data(), at.results.alternative_token, other.size());
-    to_host(c, others.data(), at.results.alternative_probability, others.size());
-    finish(c);
-    for (int i = 0; i < count; ++i) {
-      const ScoreRow& row = score[first + i];
-      if (tasks[i].skip) continue;
-      if (wrong[i]) {
-        if (bad < 0) bad = first + i;
-        continue;
-      }
-      if (row.token) *row.token = token[i];
-      if (row.probability) *row.probability = probability[i];
-      if (row.margin) *row.margin = margin[i];
-      if (row.entropy) *row.entropy = entropy[i];
-      const ptrdiff_t from = static_cast<ptrdiff_t>(i) * kMostTop;
-      if (row.alternative_token) std::copy_n(&other[from], tasks[i].alternatives, row.alternative_token);
-      if (row.alternative_probability) std::copy_n(&others[from], tasks[i].alternatives, row.alternative_probability);
-    }
-  });
-  return bad;
-}
-
-int logits(Context* c, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
-  const size_t vocab = head->matrix.n;
-  for_logits(c, input, head, bias, nullptr, rows, [&](int first, int count) {
-    to_host(c, out + first * vocab, c->layout.logits, count * vocab);
-    finish(c);
-  });
-  for (int row = 0; row < rows; ++row) {
-    const float* from = out + row * vocab;
-    if (!std::all_of(from, from + vocab, [](float x) { return std::isfinite(x); })) return row;
-  }
-  return -1;
 }
 
 const Ops kOps = {"cuda",

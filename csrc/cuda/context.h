@@ -1,0 +1,183 @@
+// What the plug-in's operations share: its failures, device memory, weights, and a session's memory, which is one
+// allocation for activations, keys and values and scratch. Private to cuda/.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/arena.h"
+#include "cuda/decode.h"
+#include "cuda/kernels.h"
+#include "error.h"
+
+namespace ld {
+
+// Thrown and caught within this library.
+struct Failure {
+  ld_status status;
+  std::string message;
+};
+
+[[noreturn]] inline void refuse(ld_status status, const std::string& message) { throw Failure{status, message}; }
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) refuse(LD_INTERNAL, text("the GPU failed while %s: %s", what, cudaGetErrorString(status)));
+}
+
+// Device memory, owned.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+    if (cudaMalloc(&data_, bytes) != cudaSuccess) {
+      cudaGetLastError();
+      size_t free = 0, total = 0;
+      cudaMemGetInfo(&free, &total);
+      refuse(LD_MEMORY,
+             text("%zu MiB of GPU memory could not be had, %zu of %zu MiB are free; a smaller type, fewer slots "
+                  "or shorter canvases need less",
+                  (bytes >> 20) + 1, free >> 20, total >> 20));
+    }
+  }
+  ~Memory() { cudaFree(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  template <class T = uint8_t>
+  T* data() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_;
+};
+
+constexpr int kMostTop = 64;
+constexpr size_t kLogitBytes = size_t{256} << 20;  // of logits and exponentials that are held at a time
+
+struct Device {
+  int index = 0;
+  bool tensor_cores = false;
+  bool plan = false;
+  std::string isa;
+  // Tables by the file's bytes, which outlive them: a head that is tied to one is there once.
+  std::map<const uint8_t*, std::weak_ptr<Memory>> tables;
+  Footprint footprint{};
+};
+
+struct Weight {
+  cuda::Matrix matrix;
+  std::shared_ptr<Memory> memory;
+  size_t bytes;
+};
+
+// Everything of a context that lies in its memory.
+struct Layout {
+  Layout(Arena arena, const ContextShape& s) {
+    const size_t pairs = static_cast<size_t>(s.rows) * s.experts_used;
+    const size_t inputs = std::max<size_t>({static_cast<size_t>(s.rows), static_cast<size_t>(s.score_rows), pairs});
+    for (int i = 0; i < static_cast<int>(Buffer::count); ++i)
+      buffers[i] = arena.take<float>(i == static_cast<int>(Buffer::head) ? s.score_rows : s.rows, s.width[i]);
+    made = arena.take<float>(inputs, s.max_k);
+    const size_t state = static_cast<size_t>(s.layers) * s.slots * s.slot_length * s.kv_heads;
+    keys = arena.take<float>(state, s.head_dim);
+    values = arena.take<float>(state, s.head_dim);
+    angles = arena.take<float>(s.rows, s.head_dim);
+    drift = arena.take<float>(s.rows);
+    for (cuda::Row*& each : rows) each = arena.take<cuda::Row>(s.rows);
+    ids = arena.take<int32_t>(std::max(s.rows, s.score_rows));
+    if (s.experts > 0) {
+      router = arena.take<float>(s.rows, s.experts);
+      routing.scores = arena.take<float>(s.rows, 2 * s.experts);
+      routing.chosen = arena.take<int32_t>(pairs);
+      routing.weights = arena.take<float>(pairs);
+      routing.begin = arena.take<int32_t>(s.experts + 1);
+      routing.row_of = arena.take<int32_t>(pairs);
+      routing.pair_of = arena.take<int32_t>(pairs);
+      hidden = arena.take<float>(pairs, 2 * s.expert_dim);
+      expert_out = arena.take<float>(pairs, s.width[static_cast<int>(Buffer::x)]);
+    }
+    chunk = static_cast<int>(std::clamp<size_t>(kLogitBytes / (2 * sizeof(float) * s.vocab), 2, s.score_rows + 1));
+    logits = arena.take<float>(chunk, s.vocab);
+    exponentials = arena.take<float>(chunk, s.vocab);
+    tasks = arena.take<cuda::ScoreTask>(chunk);
+    results.token = arena.take<int32_t>(chunk);
+    results.probability = arena.take<float>(chunk);
+    results.margin = arena.take<float>(chunk);
+    results.entropy = arena.take<float>(chunk);
+    results.alternative_token = arena.take<int32_t>(chunk, kMostTop);
+    results.alternative_probability = arena.take<float>(chunk, kMostTop);
+    results.bad = arena.take<int32_t>(chunk);
+    bytes = arena.used();
+  }
+  float* buffers[static_cast<int>(Buffer::count)];
+  float *made, *keys, *values, *angles, *drift;
+  cuda::Row* rows[2];  // as all layers see them, and as those with a window do
+  int32_t* ids;
+  float *router = nullptr, *hidden = nullptr, *expert_out = nullptr;
+  cuda::Routing routing{};
+  int chunk;
+  float *logits, *exponentials;
+  cuda::ScoreTask* tasks;
+  cuda::ScoreResults results;
+  size_t bytes;
+};
+
+struct Context {
+  Context(Device* device_, const ContextShape& shape_)
+      : device(device_),
+        shape(shape_),
+        memory(Layout(Arena(nullptr), shape_).bytes),
+        layout(Arena(memory.data()), shape_) {
+    check(cudaStreamCreate(&stream), "making a stream");
+    state = {layout.keys, layout.values, shape.slots, shape.slot_length, shape.kv_heads, shape.head_dim};
+    check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), stream), "clearing a session");
+  }
+  ~Context() { cudaStreamDestroy(stream); }
+
+  Device* device;
+  ContextShape shape;
+  Memory memory;
+  Layout layout;
+  cudaStream_t stream{};
+  cuda::State state;
+  struct {
+    const RowInfo* from = nullptr;
+    std::vector<cuda::Row> held;
+  } rows[2];
+  int next_rows = 0;
+  std::map<const Weight* const*, std::unique_ptr<Memory>> expert_tables;  // device pointers to the experts' weights
+  std::unique_ptr<Memory> lists;                                          // token lists of a propose call
+};
+
+template <class T>
+void to_device(Context* c, T* to, const T* from, size_t count) {
+  check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyHostToDevice, c->stream), "copying to it");
+}
+
+template <class T>
+void to_host(Context* c, T* to, const T* from, size_t count) {
+  check(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDeviceToHost, c->stream), "copying from it");
+}
+
+inline void finish(Context* c) {
+  check(cudaStreamSynchronize(c->stream), "computing");
+  check(cudaGetLastError(), "computing");
+}
+
+// What products read: x itself where nothing is done to it.
+struct Made {
+  const float* x;
+  ptrdiff_t stride;
+};
+Made produce(Context* c, const LinearInput& given, int rows);
+
+// score_ops.cu
+int propose(Context* c, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
+            int rows);
+int logits(Context* c, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out);
+
+}  // namespace ld
