@@ -42,7 +42,7 @@ def page(chromium: Any, server: str) -> Iterator[Any]:
     opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     opened.goto(f"{server}/")
     sync_api.expect(opened.locator("#model option")).to_have_count(2)
-    opened.wait_for_function("document.querySelectorAll('#decoder option').length > 5")
+    sync_api.expect(opened.locator("#decoder option").nth(5)).to_be_attached()
     yield opened
     context.close()
     assert [each for each in wrong if "status of 4" not in each] == []
