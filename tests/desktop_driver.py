@@ -45,7 +45,7 @@ def use(window: Window, screenshot: str | None) -> Iterator[Condition]:
     yield lambda: not window.busy
     SEEN["ready"] = window.status.get()
 
-    type_in(window, "Once upon a time", max_new_tokens="48", steps="48", seed="5")
+    type_in(window, "Once upon a time", max_new_tokens="200", steps="200", seed="5")
     window.prompt.focus_force()
     yield lambda: window.root.focus_get() is window.prompt
     window.prompt.event_generate("<Control-Return>")

@@ -43,7 +43,7 @@ def test_the_window_as_a_user_sees_it(screen: str) -> None:
     seen = json.loads(done.stdout)
     assert "is ready" in seen["ready"]
 
-    expected = localdiff.generate("Once upon a time", max_new_tokens=48, steps=48, seed=5)
+    expected = localdiff.generate("Once upon a time", max_new_tokens=200, steps=200, seed=5)
     assert seen["text"] == f"Once upon a time{expected.text}"
     assert f"{len(expected.tokens)} tokens" in seen["figures"]
     masks = [draft.count("\u2591") for draft in seen["drafts"]]
