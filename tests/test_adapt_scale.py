@@ -104,6 +104,7 @@ def test_recomputed_activations_change_nothing(options, tmp_path):
 
 
 CHILD = """
+import os
 import sys
 from dataclasses import replace
 from localdiff.adapt import AdaptOptions, adapt
@@ -111,6 +112,8 @@ from localdiff.adapt.progress import TerminalProgress
 options = AdaptOptions(**eval(sys.argv[1]))
 adapt(replace(options, steps=4), TerminalProgress())
 adapt(replace(options, resume=True), TerminalProgress())
+sys.stderr.flush()
+os._exit(0)  # not through torch's own ending, in which a thread of gloo aborts the process now and then
 """
 
 
