@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "router.h"
+
 namespace ld {
 namespace {
 
@@ -12,36 +14,10 @@ constexpr int kSumRows = 8;  // rows of a task that sums up
 
 constexpr ptrdiff_t whole_panels(int n) { return (static_cast<ptrdiff_t>(n) + kMaxPanel - 1) / kMaxPanel * kMaxPanel; }
 
-// Sets the scores of groups that are left out to -infinity. A group counts for the sum of its best two.
-void drop_groups(const RouterRule& rule, int count, float* scores) {
-  const int size = count / rule.groups;
-  float sums[kMostGroups];
-  for (int g = 0; g < rule.groups; ++g) {
-    float best = -INFINITY, second = -INFINITY;
-    for (int i = g * size; i < (g + 1) * size; ++i) {
-      if (scores[i] > best) {
-        second = best;
-        best = scores[i];
-      } else if (scores[i] > second) {
-        second = scores[i];
-      }
-    }
-    sums[g] = best + second;
-  }
-  for (int left = rule.groups - rule.groups_used; left > 0; --left) {
-    int worst = 0;
-    for (int g = 1; g < rule.groups; ++g)
-      if (sums[g] <= sums[worst]) worst = g;  // of equals the last one goes
-    sums[worst] = INFINITY;
-    for (int i = worst * size; i < (worst + 1) * size; ++i) scores[i] = -INFINITY;
-  }
-}
-
 }  // namespace
 
 void route(const RouterRule& rule, int count, const float* logits, const float* bias, float* scores, int32_t* chosen,
            float* weights) {
-  float* ranks = scores + count;  // what the choice goes by
   if (rule.kind == RouterKind::softmax) {
     const float max = *std::max_element(logits, logits + count);
     double sum = 0;
@@ -50,17 +26,7 @@ void route(const RouterRule& rule, int count, const float* logits, const float* 
   } else {
     for (int i = 0; i < count; ++i) scores[i] = 1 / (1 + std::exp(-logits[i]));
   }
-  for (int i = 0; i < count; ++i) ranks[i] = bias ? scores[i] + bias[i] : scores[i];
-  if (rule.groups > 1) drop_groups(rule, count, ranks);
-  for (int n = 0; n < rule.used; ++n) {
-    chosen[n] = static_cast<int32_t>(std::max_element(ranks, ranks + count) - ranks);
-    ranks[chosen[n]] = -INFINITY;
-  }
-  std::sort(chosen, chosen + rule.used);
-  float sum = 0;
-  for (int n = 0; n < rule.used; ++n) sum += weights[n] = scores[chosen[n]];
-  const float factor = rule.renormalise ? rule.scale / (sum + 1e-20f) : rule.scale;
-  for (int n = 0; n < rule.used; ++n) weights[n] *= factor;
+  choose_experts(rule, count, scores, bias, scores + count, chosen, weights);
 }
 
 int pair_rows(const ContextShape& shape) {

@@ -1,36 +1,12 @@
 // Mixtures of experts: which rows go to which expert, in an order that depends on nothing but the choices, and the sum of
-// what comes back. The rules are those of cpu/experts.cpp.
+// what comes back. The rules of the choice are those of router.h.
 #include "cuda/kernels.h"
+#include "router.h"
 
 namespace ld::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// Sets the scores of groups that are left out to -infinity; a group counts for the sum of its best two.
-__device__ void drop_groups(const RouterRule& rule, int count, float* scores) {
-  const int size = count / rule.groups;
-  float sums[kMostGroups];
-  for (int g = 0; g < rule.groups; ++g) {
-    float best = -INFINITY, second = -INFINITY;
-    for (int i = g * size; i < (g + 1) * size; ++i) {
-      if (scores[i] > best) {
-        second = best;
-        best = scores[i];
-      } else if (scores[i] > second) {
-        second = scores[i];
-      }
-    }
-    sums[g] = best + second;
-  }
-  for (int left = rule.groups - rule.groups_used; left > 0; --left) {
-    int worst = 0;
-    for (int g = 1; g < rule.groups; ++g)
-      if (sums[g] <= sums[worst]) worst = g;  // of equals the last one goes
-    sums[worst] = INFINITY;
-    for (int i = worst * size; i < (worst + 1) * size; ++i) scores[i] = -INFINITY;
-  }
-}
 
 // One thread per row.
 __global__ void choose_kernel(RouterRule rule, int count, const float* logits, const float* bias, int rows,
@@ -39,9 +15,6 @@ __global__ void choose_kernel(RouterRule rule, int count, const float* logits, c
   if (row >= rows) return;
   logits += static_cast<size_t>(row) * count;
   float* scores = routing.scores + static_cast<size_t>(row) * 2 * count;
-  float* ranks = scores + count;  // what the choice goes by
-  int32_t* chosen = routing.chosen + row * rule.used;
-  float* weights = routing.weights + row * rule.used;
   if (rule.kind == RouterKind::softmax) {
     float largest = logits[0];
     for (int i = 1; i < count; ++i) largest = fmaxf(largest, logits[i]);
@@ -51,21 +24,8 @@ __global__ void choose_kernel(RouterRule rule, int count, const float* logits, c
   } else {
     for (int i = 0; i < count; ++i) scores[i] = 1 / (1 + expf(-logits[i]));
   }
-  for (int i = 0; i < count; ++i) ranks[i] = bias ? scores[i] + bias[i] : scores[i];
-  if (rule.groups > 1) drop_groups(rule, count, ranks);
-  for (int n = 0; n < rule.used; ++n) {
-    int best = 0;
-    for (int i = 1; i < count; ++i)
-      if (ranks[i] > ranks[best]) best = i;
-    ranks[best] = -INFINITY;
-    int at = n;  // ascending
-    for (; at > 0 && chosen[at - 1] > best; --at) chosen[at] = chosen[at - 1];
-    chosen[at] = best;
-  }
-  float sum = 0;
-  for (int n = 0; n < rule.used; ++n) sum += weights[n] = scores[chosen[n]];
-  const float factor = rule.renormalise ? rule.scale / (sum + 1e-20f) : rule.scale;
-  for (int n = 0; n < rule.used; ++n) weights[n] *= factor;
+  choose_experts(rule, count, scores, bias, scores + count, routing.chosen + row * rule.used,
+                 routing.weights + row * rule.used);
 }
 
 // One block: how many pairs each expert has, then where they begin.

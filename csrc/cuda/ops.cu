@@ -108,6 +108,8 @@ size_t plan(const Device*, const ContextShape& shape) { return Layout(Arena(null
 
 Context* create(Device* device, const ContextShape& shape) {
   if (device->plan) refuse(LD_INVALID, "the model was opened to plan its memory; open it without that to compute");
+  if (shape.math == Math::fast)
+    refuse(LD_INVALID, "math is fast, and the GPU has exact arithmetic only; use math exact or auto");
   return new Context(device, shape);
 }
 
