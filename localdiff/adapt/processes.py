@@ -8,6 +8,7 @@ of processes. Not here: which process reads which data (trainer.py).
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -90,6 +91,21 @@ class Processes:
         found: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(found, value)
         return found
+
+
+def leave() -> None:
+    """End a process that is one of several, its work done; nothing where it is the only one.
+
+    The interpreter's own ending aborts now and then: a thread of gloo that drops the last reference to a tensor asks
+    for the interpreter's lock, and waits for it across the ending. torch's caches keep the process group, and so its
+    threads, alive whatever is destroyed before.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    torch.distributed.barrier()  # the first process holds the store that the others talk to
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def layers_of(model: Any) -> list[Any]:

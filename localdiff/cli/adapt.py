@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..adapt import AdaptOptions
 from .flags import ManyValues, flags, given
+
+if TYPE_CHECKING:
+    from ..adapt.run import AdaptResult
 
 
 @click.command(cls=ManyValues, short_help="train a language model into a diffusion model")
@@ -31,9 +35,16 @@ def command(base: str | None, **values: Any) -> None:
     else:
         options = AdaptOptions(**settings)
     from ..adapt import adapt
+    from ..adapt.processes import leave
     from ..adapt.progress import TerminalProgress
 
     result = adapt(options, TerminalProgress())
+    if os.environ.get("RANK", "0") == "0":
+        _tell(result)
+    leave()
+
+
+def _tell(result: AdaptResult) -> None:
     loss = "" if result.loss is None else f", loss {result.loss:.3f}"
     print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps{loss}", file=sys.stderr)
     if result.mask_token is not None:
