@@ -103,31 +103,31 @@ inline __m256i bits_of(__m256i packed, int shift, __m256i mask) {
   return _mm256_and_si256(_mm256_srl_epi16(packed, _mm_cvtsi32_si128(shift)), mask);
 }
 
-// The values of a record, kLow bits of each in q.
-template <int kLow>
+// The values of a record of kBits each: entries of the kind's table, else unsigned up to 4 bits without a high part.
+template <int kBits, bool kTable = false>
 inline void unpack_values(const PackedTraits& t, const Record& record, uint8_t* out) {
-  const int more = t.bits - kLow;
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << more) - 1));
+  constexpr int kLow = low_bits(kBits), kMore = kBits - kLow;
+  const __m256i mask = _mm256_set1_epi8((1 << kMore) - 1);
   const __m256i less = _mm256_set1_epi8(static_cast<char>(t.offset));
   const __m256i low = _mm256_set1_epi8((1 << kLow) - 1);
-  const __m256i table = t.table ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t.table)) : low;
+  const __m256i table = kTable ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)t.table)) : low;
   for (int i = 0; i < t.record / 4; i += 2, out += 128) {  // 8 values of k
-    const uint8_t *q = record.q + i * kLow / 8 * 64, *high = record.high + i * more / 8 * 64;
+    const uint8_t *q = record.q + i * kLow / 8 * 64, *high = record.high + i * kMore / 8 * 64;
 #pragma GCC unroll 2
     for (int half = 0; half < 64; half += 32) {
       const __m256i packed = _mm256_loadu_si256((const __m256i*)(q + half));
       __m256i w0 = kLow == 4 ? _mm256_and_si256(packed, low) : bits_of(packed, i * kLow % 8, low);
       __m256i w1 =
           kLow == 4 ? _mm256_and_si256(_mm256_srli_epi16(packed, 4), low) : bits_of(packed, i * kLow % 8 + kLow, low);
-      if (more) {
+      if constexpr (kMore != 0) {
         const __m256i bits = _mm256_loadu_si256((const __m256i*)(high + half));
-        w0 = _mm256_or_si256(w0, _mm256_slli_epi16(bits_of(bits, i * more % 8, mask), kLow));
-        w1 = _mm256_or_si256(w1, _mm256_slli_epi16(bits_of(bits, i * more % 8 + more, mask), kLow));
+        w0 = _mm256_or_si256(w0, _mm256_slli_epi16(bits_of(bits, i * kMore % 8, mask), kLow));
+        w1 = _mm256_or_si256(w1, _mm256_slli_epi16(bits_of(bits, i * kMore % 8 + kMore, mask), kLow));
       }
-      if (t.table) {
+      if (kTable) {
         w0 = _mm256_shuffle_epi8(table, w0);
         w1 = _mm256_shuffle_epi8(table, w1);
-      } else if (t.reach != 4) {
+      } else if (kBits != 2 && kBits != 4) {
         w0 = _mm256_sub_epi8(w0, less);
         w1 = _mm256_sub_epi8(w1, less);
       }
@@ -144,14 +144,22 @@ void int8_unpack(const PackedTraits& t, const uint8_t* p, int k, Int8Chunk* chun
     p = record.next;
     unpack_scales(t, record, chunk->scale + k0 / t.span * kPanel, chunk->minimum + k0 / t.span * kPanel);
     uint8_t* out = chunk->q + k0 * kPanel;
-    if (t.bits == 8) {
+    if (t.table) {
+      unpack_values<4, true>(t, record, out);
+    } else if (t.bits == 2) {
+      unpack_values<2>(t, record, out);
+    } else if (t.bits == 3) {
+      unpack_values<3>(t, record, out);
+    } else if (t.bits == 4) {
+      unpack_values<4>(t, record, out);
+    } else if (t.bits == 5) {
+      unpack_values<5>(t, record, out);
+    } else if (t.bits == 6) {
+      unpack_values<6>(t, record, out);
+    } else {
       for (const uint8_t* q = record.q; q < record.next; q += 32, out += 32) {
         _mm256_store_si256((__m256i*)out, _mm256_loadu_si256((const __m256i*)q));
       }
-    } else if (low_bits(t.bits) == 4) {
-      unpack_values<4>(t, record, out);
-    } else {
-      unpack_values<2>(t, record, out);
     }
   }
 }
