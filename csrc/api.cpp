@@ -283,7 +283,7 @@ ld_status ld_model_get_info(const ld_model* model, ld_model_info* out) {
     write_struct<ld_model_info>(
         "ld_model_info",
         {0, c.vocab, c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim, c.context_length, m.parameters(),
-         m.weight_bytes(), c.arch.c_str(), m.ops().isa(m.device()), m.skipped().c_str()},
+         m.weight_bytes(), c.arch.c_str(), m.ops().isa(m.device()), m.skipped().c_str(), c.lengths},
         out);
   });
 }
@@ -330,6 +330,14 @@ ld_status ld_session_logits(ld_session* session, const ld_canvas* canvases, int3
     require(out != nullptr, "out is NULL");
     Owner owner(session);
     session->session->logits(read_canvases(session, canvases, n_canvases), n_canvases, out);
+  });
+}
+
+ld_status ld_session_lengths(ld_session* session, int32_t slot, const int32_t* tokens, int32_t length, float* out) {
+  return guard([&] {
+    require(out != nullptr, "out is NULL");
+    Owner owner(session);
+    session->session->lengths(slot, tokens, length, out);
   });
 }
 

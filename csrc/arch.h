@@ -47,6 +47,7 @@ struct ModelConfig {
   HeadKind head;
   MoeConfig moe;
   int low_rank = 0;  // most that adapters add to the layers of one input, found by the loader
+  int lengths = 0;   // classes of the length head, found by the loader; 0 = the model has none
 
   int qkv_dim() const { return (heads + 2 * kv_heads) * head_dim; }
   bool has_experts(int layer) const { return moe.experts > 0 && layer >= moe.dense_layers; }

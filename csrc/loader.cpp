@@ -83,6 +83,7 @@ void Loader::declare() {
     m.layers_.back().attention.rope = m.layers_.back().windowed ? windowed : everywhere;
   }
   head();
+  if (const Tensor* classes = file_.tensor("length_head.classes.weight")) m.length_head_ = length_head(*classes);
 }
 
 Layer Loader::layer(int index) {
@@ -124,6 +125,8 @@ FeedForward Loader::feed_forward(const std::string& block, const char* suffix, i
   const ModelConfig& c = model_.config_;
   FeedForward ffn;
   ffn.width = width;
+  ffn.activation = c.activation;
+  ffn.gated = c.gated;
   if (c.fused_gate) {
     ffn.in = {adaptable(block + "ffn_up" + suffix, 2 * width, c.dim)};
   } else {
@@ -169,6 +172,33 @@ void Loader::head() {
   head.decoder.n = c.vocab;
   head.decoder.weight = matrix(own ? "output.weight" : "token_embd.weight", c.vocab, c.dim, Use::multiply);
   head.decoder.bias = vector("output.bias", c.vocab, true);
+}
+
+// The encoder layer of torch, normed after its sums, with as many heads as the model's layers.
+LengthHead Loader::length_head(const Tensor& classes) {
+  ModelConfig& c = model_.config_;
+  const std::string block = "length_head.";
+  constexpr float kEps = 1e-5f;
+  if (c.kv_heads != c.heads || c.heads * c.head_dim != c.dim)
+    throw Error(LD_FILE,
+                text("the length head has %d heads of %d values and as many of keys, the layers %d of %d and %d "
+                     "of keys; convert the model without the head",
+                     c.heads, c.dim / c.heads, c.heads, c.head_dim, c.kv_heads));
+  c.lengths = static_cast<int>(std::min<uint64_t>(classes.rows(), INT32_MAX));
+  LengthHead head;
+  head.layer.attention.index = c.layers;  // its state follows that of the model's layers
+  head.layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  head.layer.qkv = {linear(block + "attn_qkv", c.qkv_dim(), c.dim)};
+  head.layer.attention_output = linear(block + "attn_output", c.dim, c.dim);
+  head.layer.attention_join.after = layer_norm(block + "attn_output_norm", kEps);
+  head.layer.ffn.in = {linear(block + "ffn_up", c.ffn_dim, c.dim)};
+  head.layer.ffn.down = linear(block + "ffn_down", c.dim, c.ffn_dim);
+  head.layer.ffn.width = c.ffn_dim;
+  head.layer.ffn.activation = Activation::relu;
+  head.layer.ffn_join.after = layer_norm(block + "layer_output_norm", kEps);
+  head.dense = linear(block + "dense", c.ffn_dim, c.dim);
+  head.classes = linear(block + "classes", c.lengths, c.ffn_dim);
+  return head;
 }
 
 RopeParams Loader::rope(int table, double theta) {
@@ -317,6 +347,11 @@ Norm Loader::norm(const std::string& name) {
   const ModelConfig& c = model_.config_;
   return {c.norm, vector(name + ".weight", c.dim, false), c.norm_bias ? vector(name + ".bias", c.dim, false) : nullptr,
           c.norm_eps};
+}
+
+Norm Loader::layer_norm(const std::string& name, float eps) {
+  const int dim = model_.config_.dim;
+  return {NormKind::layer, vector(name + ".weight", dim, false), vector(name + ".bias", dim, false), eps};
 }
 
 Norm Loader::head_norm(const std::string& name) {

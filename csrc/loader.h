@@ -25,6 +25,7 @@ class Loader {
   FeedForward feed_forward(const std::string& block, const char* suffix, int width);
   Experts experts(const std::string& block, std::vector<const Weight*>* weights);
   void head();
+  LengthHead length_head(const Tensor& classes);
   RopeParams rope(int table, double theta);
 
   const Tensor* find(const std::string& name);
@@ -41,6 +42,7 @@ class Loader {
   Linear adaptable(const std::string& name, int n, int k);
   void widen(const std::vector<Linear>& parts);
   Norm norm(const std::string& name);
+  Norm layer_norm(const std::string& name, float eps);
   Norm head_norm(const std::string& name);
 
   void refuse_missing() const;

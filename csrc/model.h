@@ -38,6 +38,8 @@ struct FeedForward {
   std::vector<Linear> in;  // gate and up, or both in one matrix, or up; their outputs lie side by side
   Linear down;
   int width = 0;  // of what `down` reads; 0 = the layer has none
+  Activation activation = Activation::none;
+  bool gated = false;
 };
 
 struct Layer {
@@ -58,6 +60,15 @@ struct OutputHead {
   Linear dense;  // masked language models: decoder(dense_norm(activation(dense(x))))
   Norm dense_norm{};
   Linear decoder;
+};
+
+// From the hidden rows of a prompt to logits of how many tokens its answer has: one more layer in which all rows see each
+// other, the mean of its rows, classes(tanh(dense(mean))). Class c stands for c + 1 tokens. No row of the table of
+// architectures: any model may have been trained with one (arXiv:2308.12219).
+struct LengthHead {
+  Layer layer;
+  Linear dense;
+  Linear classes;  // n = 0 where the model has none
 };
 
 // A tensor of the file that inputs are multiplied with: one matrix, or one per expert.
@@ -84,6 +95,7 @@ class Model {
   const Norm& embedding_norm() const { return embedding_norm_; }
   const std::vector<Layer>& layers() const { return layers_; }
   const OutputHead& head() const { return head_; }
+  const LengthHead& length_head() const { return length_head_; }
   const std::vector<Multiplied>& multiplied() const { return multiplied_; }
   uint64_t parameters() const { return parameters_; }
   uint64_t weight_bytes() const;
@@ -107,6 +119,7 @@ class Model {
   Norm embedding_norm_{};
   std::vector<Layer> layers_;
   OutputHead head_;
+  LengthHead length_head_;
   std::vector<Multiplied> multiplied_;
   std::string skipped_;
 };

@@ -51,7 +51,7 @@ struct ContextShape {
 };
 
 enum class NormKind { none, rms, layer };
-enum class Activation { none, silu, gelu_tanh, gelu_erf };
+enum class Activation { none, silu, gelu_tanh, gelu_erf, relu, tanh };
 
 struct Norm {
   NormKind kind;
@@ -222,6 +222,8 @@ struct Ops {
   void (*linear)(Context*, const LinearInput&, int rows, const LinearOutput* outputs, int n_outputs);
   // y[r] = what a linear layer would read of row r, or += when add; y at input.stride, it may be input.x itself.
   void (*apply)(Context*, const LinearInput&, int rows, bool add, float* y);
+  // y = the mean of the rows of x, both [*, width]; sums in float64, in the order of the rows.
+  void (*mean)(Context*, const float* x, int width, int rows, float* y);
   // y[r] = sum over the row's experts, ascending, of weight * down(activation(gate(in)) * up(in)); y [rows, width] must
   // not overlap the input. An expert computes only the rows routed to it.
   void (*experts)(Context*, const LinearInput&, int rows, const Experts&, float* y);

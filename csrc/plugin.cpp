@@ -58,6 +58,7 @@ const Ops& checked_ops() {
                           Checked<&Ops::embed>::call,
                           Checked<&Ops::linear>::call,
                           Checked<&Ops::apply>::call,
+                          Checked<&Ops::mean>::call,
                           Checked<&Ops::experts>::call,
                           Checked<&Ops::store_kv>::call,
                           Checked<&Ops::read_kv>::call,

@@ -293,14 +293,17 @@ void Session::run_forward() {
       known_[static_cast<size_t>(info.slot) * options_.slot_length + info.place] = value;
   };
   mark(0);
-  const Rows rows{tokens_.data(), positions_.data(), info_.data(), windowed_.data(), static_cast<int>(info_.size())};
-  if (!forward(model_, context_, rows, cancel_, timings_)) {
+  if (!forward(model_, context_, rows(), cancel_, timings_)) {
     cancel_.store(false, std::memory_order_relaxed);
     throw Error(LD_CANCELLED, "cancelled");
   }
   mark(1);
   for (const RowInfo& info : info_)
     if (info.drift != nullptr) *info.drift /= static_cast<float>(model_.config().layers);
+}
+
+Rows Session::rows() const {
+  return {tokens_.data(), positions_.data(), info_.data(), windowed_.data(), static_cast<int>(info_.size())};
 }
 
 void Session::observe(bool on) {
@@ -345,6 +348,26 @@ void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
       model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (bad >= 0) refuse_non_finite(score_[bad]);
+}
+
+void Session::lengths(int slot, const int32_t* tokens, int length, float* out) {
+  const LengthHead& head = model_.length_head();
+  if (head.classes.n == 0)
+    throw Error(LD_INVALID, "the model has no length head; give the number of tokens of an answer yourself");
+  ld_canvas canvas{};
+  canvas.slot = slot;
+  canvas.tokens = tokens;
+  canvas.length = length;
+  gather(&canvas, 1, false);
+  run_forward();
+  const auto begin = std::chrono::steady_clock::now();
+  const LinearInput input = length_input(model_, context_, rows());
+  const int bad = model_.ops().logits(context_, input, 1, head.classes.weight, head.classes.bias, out);
+  timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (bad >= 0)
+    throw Error(LD_NUMERIC,
+                "the logits of the lengths are not finite; the model's weights are damaged or its "
+                "activations overflow");
 }
 
 }  // namespace ld

@@ -33,6 +33,8 @@ class Session {
   // One forward pass over the canvases, then the head on their scored rows. Throw Error.
   void propose(const ld_canvas* canvases, int n_canvases);
   void logits(const ld_canvas* canvases, int n_canvases, float* out);
+  // See ld_session_lengths.
+  void lengths(int slot, const int32_t* tokens, int length, float* out);
   void cancel() { cancel_.store(true, std::memory_order_relaxed); }
   const Timings& timings() const { return timings_; }
 
@@ -59,6 +61,7 @@ class Session {
   void check(const ld_canvas& canvas, int index);
   void check_allowed(const ld_canvas& canvas, int index);
   void run_forward();
+  Rows rows() const;
   LinearInput scored_input();
 
   const Model& model_;

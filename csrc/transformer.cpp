@@ -67,11 +67,11 @@ class Pass {
   void feed_forward(const Layer& layer) {
     const LinearInput input = normed_input(buffer(Buffer::x), config_.dim, layer.ffn_join.before);
     float *ffn = buffer(Buffer::ffn), *branch = buffer(Buffer::branch);
-    const int width = layer.ffn.width, stride = config_.gated ? 2 * width : width;
+    const int width = layer.ffn.width, stride = layer.ffn.gated ? 2 * width : width;
     if (layer.experts.count > 0) ops_.experts(context_, input, rows_.count, layer.experts, branch);
     if (width > 0) {
       side_by_side(input, layer.ffn.in, ffn, stride);
-      add_to_x({ffn, stride, width, nullptr, Norm{}, config_.activation, config_.gated ? ffn + width : nullptr},
+      add_to_x({ffn, stride, width, nullptr, Norm{}, layer.ffn.activation, layer.ffn.gated ? ffn + width : nullptr},
                layer.ffn.down);
     }
     if (layer.experts.count > 0)
@@ -79,15 +79,15 @@ class Pass {
     norm_in_place(layer.ffn_join.after);
   }
 
- private:
-  float* buffer(Buffer which) const { return ops_.buffer(context_, which); }
-  const RowInfo* info(const Layer& layer) const { return layer.windowed ? rows_.windowed : rows_.info; }
-
   void norm_in_place(const Norm& norm) {
     if (norm.kind == NormKind::none) return;
     float* x = buffer(Buffer::x);
     ops_.apply(context_, normed_input(x, config_.dim, norm), rows_.count, false, x);
   }
+
+ private:
+  float* buffer(Buffer which) const { return ops_.buffer(context_, which); }
+  const RowInfo* info(const Layer& layer) const { return layer.windowed ? rows_.windowed : rows_.info; }
 
   // y holds the outputs of all parts, one after the other.
   void side_by_side(const LinearInput& input, const std::vector<Linear>& parts, float* y, int stride) {
@@ -136,16 +136,18 @@ class Pass {
 }  // namespace
 
 ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows) {
+  const bool has_lengths = config.lengths > 0;
   ContextShape shape{};
   shape.slots = slots;
   shape.slot_length = slot_length;
-  shape.layers = config.layers;
+  shape.layers = config.layers + has_lengths;
   shape.heads = config.heads;
   shape.kv_heads = config.kv_heads;
   shape.head_dim = config.head_dim;
   shape.rows = rows;
   shape.score_rows = score_rows;
-  const int ffn_dim = std::max(config.has_experts(0) ? 0 : config.ffn_dim, config.moe.shared_dim);
+  const bool has_ffn = has_lengths || !config.has_experts(0);
+  const int ffn_dim = std::max(has_ffn ? config.ffn_dim : 0, config.moe.shared_dim);
   auto width = [&](Buffer buffer) -> int& { return shape.width[static_cast<int>(buffer)]; };
   width(Buffer::x) = config.dim;
   width(Buffer::qkv) = config.qkv_dim();
@@ -155,7 +157,7 @@ ContextShape context_shape(const ModelConfig& config, int slots, int slot_length
   width(Buffer::head) = config.head == HeadKind::mlm ? config.dim : 0;
   width(Buffer::low_rank) = config.low_rank;
   shape.max_k = std::max({config.dim, ffn_dim, config.heads * config.head_dim, config.moe.expert_dim});
-  shape.vocab = config.vocab;
+  shape.vocab = std::max(config.vocab, config.lengths);
   shape.ropes = config.rope.kind == Rope::none ? 0 : config.window > 0 ? 2 : 1;
   shape.experts = config.moe.experts;
   shape.experts_used = config.moe.rule.used;
@@ -198,6 +200,26 @@ LinearInput head_input(const Model& model, Context* context, const int32_t* pick
   ops.linear(context, input, count, &dense, 1);
   input = normed_input(made, dim, head.dense_norm);
   input.activation = model.config().activation;
+  return input;
+}
+
+LinearInput length_input(const Model& model, Context* context, const Rows& rows) {
+  const Ops& ops = model.ops();
+  const ModelConfig& config = model.config();
+  const LengthHead& head = model.length_head();
+  Pass pass(model, context, rows);
+  pass.norm_in_place(model.head().norm);
+  pass.project(head.layer);
+  pass.store(head.layer);
+  pass.attend(head.layer);
+  pass.finish_attention(head.layer);
+  pass.feed_forward(head.layer);
+  float *mean = ops.buffer(context, Buffer::attention), *made = ops.buffer(context, Buffer::ffn);
+  ops.mean(context, ops.buffer(context, Buffer::x), config.dim, rows.count, mean);
+  const LinearOutput dense{head.dense.weight, head.dense.bias, made, config.ffn_dim, false};
+  ops.linear(context, normed_input(mean, config.dim, Norm{}), 1, &dense, 1);
+  LinearInput input = normed_input(made, config.ffn_dim, Norm{});
+  input.activation = Activation::tanh;
   return input;
 }
 

@@ -36,4 +36,7 @@ bool forward(const Model& model, Context* context, const Rows& rows, const std::
 // What the head's last matrix reads for `count` rows; row r is made from row pick[r] of Buffer::x.
 LinearInput head_input(const Model& model, Context* context, const int32_t* pick, int count);
 
+// What the last matrix of the length head reads, one row, after forward() of the rows of one canvas. Changes Buffer::x.
+LinearInput length_input(const Model& model, Context* context, const Rows& rows);
+
 }  // namespace ld

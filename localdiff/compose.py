@@ -22,7 +22,7 @@ from .decode.controls import Controls
 from .decode.decoder import Facts
 from .decode.loop import Job, longer
 from .decode.refusals import unfit_for_prefixes
-from .decode.table import CONTROLS, DECODERS, make_decoder, settings_for
+from .decode.table import CONTROLS, DECODERS, decoder_name, make_decoder, settings_for
 from .engine import Float32, Proposal, Request
 from .errors import OptionError
 from .heal import Reach, heal
@@ -36,6 +36,8 @@ from .wishes import token_of
 
 DEFAULT_NEW_TOKENS = 64
 
+LengthLogits = Callable[[Int32], Float32]  # of a prompt, see engine.Session.lengths
+
 
 @dataclass(frozen=True)
 class Composer:
@@ -44,6 +46,7 @@ class Composer:
     vocab         number of the model's rows
     canvas_limit  the longest canvas in tokens
     background    gives Facts.background
+    lengths       asks the length head; None where the model has none
     """
 
     tokenizer: Tokenizer
@@ -51,13 +54,17 @@ class Composer:
     vocab: int
     canvas_limit: int
     background: Callable[[], Float32]
+    lengths: LengthLogits | None = None
 
     def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[Page]:
-        """A canvas of the prompt - text, or ids that are taken as they are - and masks: max_new_tokens, or as many as
-        it begins with where it may grow; with a length beam in several lengths. Per sample."""
+        """A canvas of the prompt - text, or ids that are taken as they are - and masks: as many as the length head says
+        where the decoder goes by it, with a length beam in several lengths; else max_new_tokens, or as many as it
+        begins with where it may grow. Per sample."""
         began, given = time.perf_counter(), self.given(prompt)
         room = self.canvas_limit - len(given)
-        count = options.max_new_tokens or max(1, room if options.grow else min(DEFAULT_NEW_TOKENS, room))
+        predicted = self._by_length_head(options, given)
+        whole = bool(options.grow) or predicted
+        count = options.max_new_tokens or max(1, room if whole else min(DEFAULT_NEW_TOKENS, room))
         if count > room:
             raise OptionError(
                 f"the prompt has {len(given)} tokens and {count} are to be made, but the canvas holds "
@@ -71,23 +78,49 @@ class Composer:
                 f"this model has no token that ends a text, so no text that matches {asked.what} could end; fill a "
                 "hole instead, or name one with --diffusion stop=ID"
             )
-        options, most, drafts = _seeded(options), len(given) + count, []
-        for length in self._lengths(len(given), count, options):
-            canvas = Canvas.of([given, Hole(length)], self.spec.mask_token)
+        sizes = self._predicted(given, count, options) if predicted else self._sizes(len(given), count, options)
+        most = len(given) + (max(sizes.masks) + len(sizes.ending) if predicted else count)
+        options, drafts = _seeded(options), []
+        for masks in sizes.masks:
+            canvas = Canvas.of([given, Hole(masks), sizes.ending], self.spec.mask_token)
             jobs = self._jobs(canvas, options, len(given), stop_tokens, began, most)
             if asked is not None:
                 swallows = self.tokenizer.space_prefix and not continues
                 jobs = [self._constrained(job, asked, (len(given), len(canvas)), swallows) for job in jobs]
-            pages = [Page(self.tokenizer, job, len(given), continues, pad, stops=stops, wished=wished) for job in jobs]
+            common = (len(given), continues, pad, (), sizes.passes, sizes.seconds, stops, wished, (), len(sizes.ending))
+            pages = [Page(self.tokenizer, job, *common) for job in jobs]
             drafts.append([page.until_stop() for page in pages])
         return _side_by_side(drafts)
 
-    def _lengths(self, given: int, count: int, options: GenerateOptions) -> list[int]:
-        """How many masks the canvases of an answer of at most `count` tokens begin with."""
-        beam = options.length_beam or 1
-        if options.grow:
-            count = longer(given, options.grow, self.spec.block_length, given + count) - given
-        return [-(-count * (index + 1) // beam) for index in range(beam) if count * (index + 1) >= beam]
+    def _by_length_head(self, options: GenerateOptions, given: list[int]) -> bool:
+        """Whether the length head says how many tokens an answer has; OptionError where it should but is not there."""
+        row = DECODERS.get(decoder_name(options, self.spec))
+        if row is None or "length_beam" not in row.defaults or options.grow:
+            return False
+        predicted = self.lengths is not None and bool(given)
+        if not predicted and (options.length_beam or 1) > 1:
+            missing = "this model has none" if self.lengths is None else "the prompt is empty"
+            raise OptionError(
+                "length_beam tries the lengths that a length head finds likeliest for a prompt, but "
+                f"{missing}; leave it out and give max_new_tokens"
+            )
+        return predicted
+
+    def _predicted(self, given: list[int], count: int, options: GenerateOptions) -> _Sizes:
+        """The likeliest numbers of answer tokens by the length head, likeliest first; what is more than `count` counts
+        as that. Such a length is that of the whole answer, so the token that ends it is given (arXiv:2308.12219)."""
+        assert self.lengths is not None
+        room, started = self.canvas_limit - len(given), time.perf_counter()
+        ending = self._stop_tokens()[:1] if room > 1 else ()
+        logits = self.lengths(np.array(given, np.int32))
+        found = np.argsort(-logits, kind="stable")[: options.length_beam or 1] + 1
+        masks = dict.fromkeys(min(int(length), count, room - len(ending)) for length in found)
+        return _Sizes(list(masks), ending, 1, time.perf_counter() - started)
+
+    def _sizes(self, given: int, count: int, options: GenerateOptions) -> _Sizes:
+        """What the canvas of an answer of at most `count` tokens begins with."""
+        grow = options.grow or 0
+        return _Sizes([longer(given, grow, self.spec.block_length, given + count) - given if grow else count])
 
     def given(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a canvas for `prompt` begins with."""
@@ -354,6 +387,16 @@ class Composer:
             grow=grow,
             room=room,
         )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The masks of an answer's canvases, the tokens that follow them, and what it took to choose their numbers."""
+
+    masks: list[int]
+    ending: tuple[int, ...] = ()
+    passes: int = 0
+    seconds: float = 0.0
 
 
 def _seeded(options: GenerateOptions) -> GenerateOptions:

@@ -286,7 +286,7 @@ class TextInProgress:
         return Generation(
             text="".join(piece for _, piece in pieces),
             tokens=tokens,
-            prompt_tokens=len(self._canvas) - len(self._canvas.maskable),
+            prompt_tokens=len(self._canvas) - len(self._canvas.maskable) - self.page.tail,
             nfe=self._nfe,
             seconds=self._seconds,
             answer_tokens_per_second=len(tokens) / self._seconds if self._seconds else 0.0,

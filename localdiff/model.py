@@ -22,9 +22,9 @@ from .arithmetic import Arithmetic, check, decide, fingerprint
 from .cache.saved import Identity, SavedPrompt, check_attention, keepable, load_prompt, prompt_request
 from .cache.state import State, reach
 from .canvas import Hole
-from .compose import Composer, token_ids
+from .compose import Composer, LengthLogits, token_ids
 from .devices import choose
-from .engine import EngineModel, File, Float32, Proposal, Request, Session
+from .engine import EngineModel, File, Float32, Int32, Proposal, Request, Session
 from .errors import ModelFileError, OptionError
 from .generation import DenoiseStream, Generation, Setup
 from .hub.store import located
@@ -357,9 +357,22 @@ class Model:
 
     # ---- for those that run generations themselves, such as the server ----
 
-    def compose(self, prompt: Prompt | list[str] | list[list[int]], options: GenerateOptions) -> list[Page]:
-        """The canvases of stream(prompt, options), before anything is computed."""
+    def length_logits(self, tokens: Int32) -> Float32:
+        """float32 [info.lengths]: what the length head says of a prompt int32 [length], logits of class c for an answer
+        of c + 1 tokens; EngineError where the model has none."""
+        with self._sessions().lend(1, len(tokens)) as session:
+            return session.lengths(tokens)
+
+    def compose(
+        self,
+        prompt: Prompt | list[str] | list[list[int]],
+        options: GenerateOptions,
+        lengths: LengthLogits | None = None,
+    ) -> list[Page]:
+        """The canvases of stream(prompt, options), before any denoise step; `lengths` in place of length_logits."""
         composer, wanted = self._composer(), self._with_preset(options)
+        if lengths is not None and composer.lengths is not None:
+            composer = replace(composer, lengths=lengths)
         if len(prompt) == 0 and not isinstance(prompt, str):
             raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
         prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
@@ -440,7 +453,8 @@ class Model:
                 f"{self.path.name} has no diffusion record, so its mask token is unknown; give --diffusion "
                 "mask=ID,shift=0|1 or a preset such as --diffusion diffullama"
             )
-        return Composer(self.tokenizer, self.spec, self.info.vocab, self.canvas_limit, lambda: self.background)
+        lengths = self.length_logits if self.info.lengths else None
+        return Composer(self.tokenizer, self.spec, self.info.vocab, self.canvas_limit, lambda: self.background, lengths)
 
 
 @functools.cache

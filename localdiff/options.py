@@ -70,7 +70,9 @@ class GenerateOptions:
     schedule: str | None = _option("how the number of masks falls (rdm)", choices=words("schedule"))
     remask: str | None = _option("which tokens are masked again (rdm, remdm)", choices=words("remask"))
     remask_rate: float | None = _option("how many tokens are masked again (remdm)", range=(0, 1))
-    length_beam: int | None = _option("lengths to try side by side; the surest text is kept (rdm)", range=(1, 64))
+    length_beam: int | None = _option(
+        "lengths to try side by side; the surest text is kept (rdm; of a prompt by a length head)", range=(1, 64)
+    )
     steps_per_block: int | None = _option("denoise steps of a block at most (sdar)", range=(1, math.inf))
     edit_threshold: float | None = _option("replace a token by one at least this probable (llada2.1)", range=(0, 1))
     edit_steps: int | None = _option("passes over a full block to edit it (llada2.1)", range=(0, math.inf))

@@ -63,6 +63,7 @@ class Page:
     stops       texts that end an answer
     wished      the controls (decode/controls.py) that the caller gave, for people
     drafts      the same text in other lengths: the one whose tokens are surest when they are written counts
+    tail        given tokens at the end of the canvas that are no text
     """
 
     tokenizer: Tokenizer
@@ -76,12 +77,16 @@ class Page:
     stops: StopStrings = field(default_factory=StopStrings)
     wished: Mapping[str, Any] = field(default_factory=dict)
     drafts: tuple[Page, ...] = ()
+    tail: int = 0
 
     def settled_end(self, canvas: Canvas) -> int:
         """Where the text that is known so far ends."""
-        end = first_stop(canvas, self.job.answer, self.job.stop_tokens)
-        masked = canvas.masked
+        end, masked = self._text_end(canvas), canvas.masked
         return min(end, int(masked[0])) if len(masked) else end
+
+    def _text_end(self, canvas: Canvas) -> int:
+        """Where the text ends as far as it is written, masks counted in."""
+        return min(first_stop(canvas, self.job.answer, self.job.stop_tokens), len(canvas) - self.tail)
 
     def settled_text(self, canvas: Canvas, settled: int, ended: bool) -> str:
         """The text that will not change any more; tokens before the position `settled` stay as they are.
@@ -156,7 +161,7 @@ class Page:
         just_written = set(fresh.tolist())
         cells: list[tuple[str, str]] = []
         stream: TextStream | None = None  # of the run of known tokens that is being read
-        for position in range(self.start, first_stop(canvas, self.job.answer, self.job.stop_tokens)):
+        for position in range(self.start, self._text_end(canvas)):
             kind = "fresh" if position in just_written else kinds[int(canvas.state[position])]
             if kind == "masked":
                 cells = _finished(cells, stream)

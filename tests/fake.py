@@ -98,10 +98,14 @@ def draw(row: np.ndarray, request: Request, position: int) -> tuple[int, float, 
 
 
 class FakeSession:
-    """requests holds every call's requests, so that tests can see what was asked."""
+    """requests holds every call's requests, prompts what a length head read, so that tests can see what was asked."""
 
-    def __init__(self, logits: Logits, slots: int = 1000, slot_length: int = 100_000) -> None:
+    def __init__(
+        self, logits: Logits, slots: int = 1000, slot_length: int = 100_000, lengths: np.ndarray | None = None
+    ) -> None:
         self._logits = logits
+        self._lengths = lengths
+        self.prompts: list[list[int]] = []
         self.slots = slots
         self.slot_length = slot_length
         self.requests: list[list[Request]] = []
@@ -116,6 +120,11 @@ class FakeSession:
     def logits(self, requests: Sequence[Request]) -> list[np.ndarray]:
         self._call(requests)
         return [self._scored(request).astype(np.float32) for request in requests]
+
+    def lengths(self, tokens: np.ndarray, slot: int = 0) -> np.ndarray:
+        self.prompts.append(tokens.tolist())
+        assert self._lengths is not None
+        return self._lengths
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -167,11 +176,15 @@ class FakeSession:
 
 
 class FakeEngine:
-    """An EngineModel whose sessions are FakeSessions; sessions lists them all."""
+    """An EngineModel whose sessions are FakeSessions; sessions lists them all. lengths: what its length head says."""
 
-    def __init__(self, logits: Logits, vocab: int, context_length: int = 128) -> None:
+    def __init__(
+        self, logits: Logits, vocab: int, context_length: int = 128, lengths: np.ndarray | None = None
+    ) -> None:
         self._logits = logits
-        self.info = ModelInfo(vocab, 1, 1, 1, 1, 1, 1, context_length, 1, 1, "fake", "none")
+        self._lengths = lengths
+        classes = 0 if lengths is None else len(lengths)
+        self.info = ModelInfo(vocab, 1, 1, 1, 1, 1, 1, context_length, 1, 1, "fake", "none", lengths=classes)
         self.device = "cpu"
         self.sessions: list[FakeSession] = []
         self.closed = False
@@ -179,7 +192,8 @@ class FakeEngine:
     def session(
         self, slots: int = 1, slot_length: int | None = None, threads: int | None = None, math: str = "exact"
     ) -> FakeSession:
-        self.sessions.append(FakeSession(self._logits, slots, slot_length or self.info.context_length))
+        size = slot_length or self.info.context_length
+        self.sessions.append(FakeSession(self._logits, slots, size, self._lengths))
         return self.sessions[-1]
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from family_checkpoints import ENCODER
 from tiny import tiny_checkpoint, tiny_tokenizer
 
@@ -23,6 +24,7 @@ from localdiff.adapt.checkpoint import list_checkpoints  # noqa: E402
 from localdiff.adapt.config_file import read_config  # noqa: E402
 from localdiff.adapt.instruct import InstructData, Layout, encode_examples, read_examples, runtime_tokenizer  # noqa: E402
 from localdiff.adapt.length_head import LengthHead, length_head_for, likeliest_lengths, load_length_head  # noqa: E402
+from localdiff.cli.info import command as info  # noqa: E402
 from localdiff.convert import convert  # noqa: E402
 from localdiff.errors import OptionError  # noqa: E402
 
@@ -188,8 +190,25 @@ def test_a_length_head_is_trained_beside_rdm_and_kept(pairs, tmp_path):
     prompt = [*held.tokenizer.encode("who lives in mill 4 ?").ids]
     lengths = likeliest_lengths(model, head, [0, *prompt], limit=20, count=3)
     assert len(held.tokenizer.encode(ANSWERS[1]).ids) in lengths
-    convert(tmp_path / "out", tmp_path / "model.gguf", type="f32")  # which leaves the head out
-    assert localdiff.load(tmp_path / "model.gguf", threads=1).spec.decoder == "rdm"
+    convert(tmp_path / "out", tmp_path / "model.gguf", type="f32")
+    with localdiff.load(tmp_path / "model.gguf", threads=1) as run, torch.no_grad():
+        assert run.spec.decoder == "rdm"
+        tokens = torch.tensor([[0, *prompt]])
+        features = model.eval().base_model(tokens).last_hidden_state
+        expected = head.eval()(features, torch.ones_like(tokens, dtype=torch.bool))[0].numpy()
+        np.testing.assert_allclose(run.length_logits(tokens[0].numpy()), expected, atol=1e-5)
+        stream = run.stream([0, *prompt], length_beam=3, steps=4)
+        kept = {len(event.canvas) - len(prompt) - 2 for event in stream}
+        assert len(kept) == 1
+        assert kept <= set(lengths)
+        assert stream.result.nfe == 4 + 1
+        assert stream.result.decoder["length_beam"] == 3
+    shown = CliRunner().invoke(info, [str(tmp_path / "model.gguf")]).output
+    assert "length head" in shown
+    assert "for answers of up to 80 tokens" in shown
+    tiny_checkpoint("llama", tmp_path / "grouped")
+    with pytest.raises(OptionError, match="--length-head needs a base .* has 2 of 4 heads of 16 at a width of 64"):
+        adapt(replace(options, base=str(tmp_path / "grouped"), output=str(tmp_path / "b"), mask_token="<mask>"))
 
 
 def test_the_length_head_sees_no_padding_and_sends_no_gradient_to_the_model(tmp_path):
@@ -215,8 +234,6 @@ def test_a_config_file_gives_the_settings_and_is_kept_beside_the_result(options,
         f'base = "{base}"\noutput = "{tmp_path / "made"}"\ndata = ["{pairs}"]\ninstruct = true\nmethod = "bd3lm"\n'
         'mask-token = "<mask>"\nblock_length = 8\nlength = 48\nsteps = 1\nlr = 1e-3\nthreads = 1\n'
     )
-    from click.testing import CliRunner
-
     from localdiff.cli.adapt import command
 
     done = CliRunner().invoke(command, ["--config", str(config), "--steps", "2"])

@@ -1,5 +1,6 @@
 """How long a text becomes: canvases that grow, nothing computed behind its end, lengths tried side by side."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,13 @@ def test_nothing_behind_a_settled_end_is_computed(name: str) -> None:
         assert not np.any(known.state[: known.tokens.tolist().index(STOP) if STOP in known.tokens else None] == MASKED)
 
 
-def model_of(logits: Logits, context: int = 128, **spec: Any) -> tuple[Model, FakeEngine]:
-    engine = FakeEngine(logits, TOKENIZER.vocab_size, context)
+def model_of(
+    logits: Logits, context: int = 128, likeliest: Sequence[int] = (), **spec: Any
+) -> tuple[Model, FakeEngine]:
+    """likeliest: what the length head says, where it has one, likeliest first."""
+    lengths = np.zeros(context, np.float32)
+    lengths[np.array(likeliest, int) - 1] = np.arange(len(likeliest), 0, -1)
+    engine = FakeEngine(logits, TOKENIZER.vocab_size, context, lengths if likeliest else None)
     record = DiffusionSpec(MASK, True, **spec)
     return Model(engine, tiny_bpe(), record, Path("fake.gguf")), engine  # type: ignore[arg-type]
 
@@ -160,17 +166,53 @@ def surest_at(length: int) -> Logits:
 
 
 def test_the_surest_of_several_lengths_is_kept() -> None:
-    model, engine = model_of(surest_at(len(BEFORE) + 9), decoder="rdm", steps=4)
-    stream = model.stream("The cow", max_new_tokens=12, length_beam=4, seed=1)
+    model, engine = model_of(surest_at(len(BEFORE) + 9 + 1), likeliest=[6, 3, 12, 9, 7], decoder="rdm", steps=4)
+    stream = model.stream("The cow", length_beam=4, seed=1)
     events = list(stream)
-    assert [len(request.tokens) - len(BEFORE) for request in engine.sessions[0].requests[0]] == [3, 6, 9, 12]
-    assert {len(event.canvas) for event in events} == {len(BEFORE) + 9}
+    assert engine.sessions[0].prompts == [BEFORE]
+    shown = [request.tokens.tolist() for request in engine.sessions[-1].requests[0]]
+    assert shown == [[*BEFORE, *[MASK] * length, EOS] for length in (6, 3, 12, 9)]
+    assert {len(event.canvas) for event in events} == {len(BEFORE) + 9 + 1}
     assert [event.step for event in events] == [1, 2, 3, 4]
     assert len(stream.result.tokens) == 9
+    assert stream.result.prompt_tokens == len(BEFORE)
+    assert stream.result.nfe == 4 + 1
     assert len(stream.results) == len(stream.traces) == 1
-    alone = model.generate("The cow", max_new_tokens=9, seed=1)
-    assert stream.result.tokens == alone.tokens
-    assert len(model.generate("The cow", max_new_tokens=2, length_beam=4).tokens) in (1, 2)
+    alone, _ = model_of(surest_at(len(BEFORE) + 9 + 1), likeliest=[9], decoder="rdm", steps=4)
+    assert stream.result.tokens == alone.generate("The cow", seed=1).tokens
+
+
+def test_a_length_head_says_how_long_an_answer_is() -> None:
+    model, engine = model_of(SAYS, context=20, likeliest=[9, 4], decoder="rdm", steps=3)
+    said = model.generate("The cow")
+    assert said.tokens == IDS[len(BEFORE) : len(BEFORE) + 9]
+    assert "".join(each.text for each in said.token_details) == said.text == TOKENIZER.decode(said.tokens)
+    events = list(model.stream("The cow", seed=1))
+    assert events[-1].text == said.text
+    assert sum(span.tokens for span in events[0].spans) == 9  # the end token is none of the text
+    # no more than was asked for, nor than there is room for beside the token that ends the text
+    assert len(model.generate("The cow", max_new_tokens=5).tokens) == 5
+    assert len(model.generate([5] * 15).tokens) == 4
+    assert len(model.generate([5] * 19).tokens) == 1
+    asked = sum(len(session.prompts) for session in engine.sessions)
+    assert asked == 5
+    # others go by what the caller says
+    assert len(model.generate("The cow", decoder="topk", max_new_tokens=7).tokens) == 7
+    assert len(model.infill("The cow[[6]]").tokens) == 6
+    assert model.generate("The cow", grow=4, max_new_tokens=3).nfe == 3
+    assert asked == sum(len(session.prompts) for session in engine.sessions)
+
+
+def test_lengths_are_tried_where_something_says_which() -> None:
+    model, _ = model_of(SAYS, decoder="rdm")
+    with pytest.raises(OptionError, match="length head finds likeliest for a prompt, but this model has none"):
+        model.generate("The cow", length_beam=2)
+    assert len(model.generate("The cow", length_beam=1, max_new_tokens=3).tokens) == 3
+    model = Model(FakeEngine(SAYS, TOKENIZER.vocab_size, lengths=np.ones(9, np.float32)), tiny_bpe(),  # type: ignore[arg-type]
+                  DiffusionSpec(MASK, False, decoder="rdm"), Path("fake.gguf"))  # fmt: skip
+    with pytest.raises(OptionError, match="but the prompt is empty"):
+        model.generate("", length_beam=2)
+    assert model.generate("", max_new_tokens=3).nfe == 3
 
 
 def test_holes_of_open_length_are_tried_in_several() -> None:
@@ -186,7 +228,7 @@ def test_holes_of_open_length_are_tried_in_several() -> None:
 
 
 def test_a_batch_of_texts_has_drafts_of_its_own() -> None:
-    model, _ = model_of(random_table(TOKENIZER.vocab_size), decoder="rdm", steps=4)
+    model, _ = model_of(random_table(TOKENIZER.vocab_size), likeliest=[4, 6, 2], decoder="rdm", steps=4)
     together = model.generate(["The cow", "a"], max_new_tokens=6, length_beam=3, seed=1)
     alone = [model.generate(prompt, max_new_tokens=6, length_beam=3, seed=1) for prompt in ("The cow", "a")]
     assert [out.tokens for out in together] == [out.tokens for out in alone]

@@ -35,7 +35,7 @@ struct Weight {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;
-constexpr int kEmbedRows = 8, kApplyRows = 8;
+constexpr int kEmbedRows = 8, kApplyRows = 8, kMeanColumns = 64;
 constexpr int kOutputs = 8;  // handed to linear() at a time
 constexpr size_t kLargestBlock = 256;
 constexpr int kMostRows = 16;
@@ -252,6 +252,18 @@ void apply(Context* context, const LinearInput& input, int rows, bool add, float
   });
 }
 
+void mean(Context* context, const float* x, int width, int rows, float* y) {
+  context->pool.parallel((width + kMeanColumns - 1) / kMeanColumns, [&](int task, int) {
+    const int first = task * kMeanColumns, count = std::min(kMeanColumns, width - first);
+    double sum[kMeanColumns] = {};
+    for (int r = 0; r < rows; ++r) {
+      const float* row = x + static_cast<ptrdiff_t>(r) * width + first;
+      for (int i = 0; i < count; ++i) sum[i] += row[i];
+    }
+    for (int i = 0; i < count; ++i) y[first + i] = static_cast<float>(sum[i] / rows);
+  });
+}
+
 void experts(Context* context, const LinearInput& input, int rows, const Experts& which, float* y) {
   auto matrix = [](const Weight* weight) -> const PackedMatrix& { return *weight->matrix; };
   const PackedExperts packed = {which.rule, which.count, which.router->matrix.get(), which.bias, which.gate,
@@ -294,10 +306,10 @@ int logits(Context* context, const LinearInput& input, int rows, const Weight* h
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,    close,          isa,   measure_peak, pack,     release, weight_bytes,
-                          footprint, upload,  release_vector, plan,  create,       destroy,  buffer,  threads,
-                          observe,   embed,   linear,         apply, experts,      store_kv, read_kv, write_kv,
-                          attention, propose, logits};
+  static const Ops ops = {"cpu",     open,      close,          isa,   measure_peak, pack,    release,  weight_bytes,
+                          footprint, upload,    release_vector, plan,  create,       destroy, buffer,   threads,
+                          observe,   embed,     linear,         apply, mean,         experts, store_kv, read_kv,
+                          write_kv,  attention, propose,        logits};
   return ops;
 }
 

@@ -101,6 +101,8 @@ LD_INLINE vf activate(vf x) {
     const vf half = 0.5f * complementary_error(t);
     return x * (x < vf{} ? half : 1.0f - half);
   }
+  if (kind == Activation::relu) return maximum(x, vf{});
+  if (kind == Activation::tanh) return 1.0f - 2.0f / (1.0f + exponential(x + x));
   return x;
 }
 
@@ -176,6 +178,12 @@ void produce(const LinearInput& input, int row, float* dst) {
         break;
       case Activation::gelu_erf:
         activate_row<Activation::gelu_erf>(x, up, n, dst);
+        break;
+      case Activation::relu:
+        activate_row<Activation::relu>(x, up, n, dst);
+        break;
+      case Activation::tanh:
+        activate_row<Activation::tanh>(x, up, n, dst);
         break;
     }
     x = dst;

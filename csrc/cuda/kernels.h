@@ -26,6 +26,8 @@ void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int row
 void produce(cudaStream_t stream, const LinearInput& input, int rows, float* made);
 // y[r * stride] = or += what produce() makes; y may be input.x.
 void apply(cudaStream_t stream, const LinearInput& input, int rows, bool add, float* y);
+// y = the mean of the rows of x, [*, width].
+void mean(cudaStream_t stream, const float* x, int width, int rows, float* y);
 
 // ---- gemm.cu ----
 // y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i]. tensor_cores: quantised weights

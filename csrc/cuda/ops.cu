@@ -159,6 +159,8 @@ void apply(Context* c, const LinearInput& input, int rows, bool add, float* y) {
   cuda::apply(c->stream, on_device(c, input, rows), rows, add, y);
 }
 
+void mean(Context* c, const float* x, int width, int rows, float* y) { cuda::mean(c->stream, x, width, rows, y); }
+
 const uint8_t* const* expert_table(Context* c, const Weight* const* weights, int count) {
   std::unique_ptr<Memory>& table = c->expert_tables[weights];
   if (table == nullptr) {
@@ -265,6 +267,7 @@ const Ops kOps = {"cuda",
                   Caught<embed>::call,
                   Caught<linear>::call,
                   Caught<apply>::call,
+                  Caught<mean>::call,
                   Caught<experts>::call,
                   Caught<store_kv>::call,
                   Caught<read_kv>::call,

@@ -27,6 +27,10 @@ __device__ float activate(Activation kind, float x) {
       return x / (1 + expf(-1.5957691216f * (x + 0.044715f * x * x * x)));
     case Activation::gelu_erf:
       return 0.5f * x * erfcf(-0.70710678f * x);
+    case Activation::relu:
+      return fmaxf(x, 0);
+    case Activation::tanh:
+      return tanhf(x);
     default:
       return x;
   }
@@ -66,6 +70,15 @@ __global__ void produce_kernel(LinearInput input, bool add, float* y, ptrdiff_t 
   }
 }
 
+// One thread per column.
+__global__ void mean_kernel(const float* x, int width, int rows, float* y) {
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (i >= width) return;
+  double sum = 0;
+  for (int r = 0; r < rows; ++r) sum += x[static_cast<size_t>(r) * width + i];
+  y[i] = static_cast<float>(sum / rows);
+}
+
 }  // namespace
 
 void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int rows, bool add, float* out) {
@@ -80,6 +93,10 @@ void produce(cudaStream_t stream, const LinearInput& input, int rows, float* mad
 
 void apply(cudaStream_t stream, const LinearInput& input, int rows, bool add, float* y) {
   LD_LAUNCH(produce_kernel, dim3(rows), kThreads, stream, input, add, y, input.stride);
+}
+
+void mean(cudaStream_t stream, const float* x, int width, int rows, float* y) {
+  LD_LAUNCH(mean_kernel, dim3((width + kThreads - 1) / kThreads), kThreads, stream, x, width, rows, y);
 }
 
 }  // namespace ld::cuda

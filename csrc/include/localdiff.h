@@ -132,6 +132,7 @@ typedef struct ld_model_info {
   const char *arch;
   const char *isa;
   const char *skipped;     /* tensors of the file that the model does not need, as a sentence; "" where there are none */
+  int32_t lengths;         /* classes of its length head, see ld_session_lengths; 0 = it has none */
 } ld_model_info;
 
 LD_API ld_status ld_model_open(const ld_gguf *file, const ld_model_options *options, ld_model **out);
@@ -236,6 +237,11 @@ LD_API ld_status ld_session_propose(ld_session *session, ld_canvas *canvases, in
 
 /* The same forward pass; out receives the raw logits, [sum of n_score][vocab], in canvas order. */
 LD_API ld_status ld_session_logits(ld_session *session, const ld_canvas *canvases, int32_t n_canvases, float *out);
+
+/* How many tokens the answer to a prompt has: a forward pass over its tokens [length] in `slot`, which all see each other,
+ * then the model's length head. out [lengths] receives logits; class c stands for c + 1 tokens before the token that ends
+ * the answer (arXiv:2308.12219). */
+LD_API ld_status ld_session_lengths(ld_session *session, int32_t slot, const int32_t *tokens, int32_t length, float *out);
 
 /* Makes the running call, or the next one if none is running, return LD_CANCELLED soon. Callable from any thread. */
 LD_API void ld_session_cancel(ld_session *session);

@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import ModelFileError
+from ..convert.length_head import FILE
+from ..errors import ModelFileError, OptionError
 from .bodies import Scorer, family_of, padding_mask
-
-FILE = "length_head.safetensors"
 
 
 class LengthHead(nn.Module):
@@ -32,6 +31,18 @@ class LengthHead(nn.Module):
         kept = mixed.masked_fill(~valid[:, :, None], 0.0).sum(dim=1)
         logits: Tensor = self.classes(kept / valid.sum(dim=1, keepdim=True))
         return logits
+
+
+def check_base(model: Any) -> None:
+    """Raise OptionError for a model beside which the engine could not run a length head."""
+    config = model.config
+    dim, heads = config.hidden_size, config.num_attention_heads
+    keys, head_dim = getattr(config, "num_key_value_heads", heads), getattr(config, "head_dim", None) or dim // heads
+    if keys != heads or heads * head_dim != dim:
+        raise OptionError(
+            "--length-head needs a base with as many heads of keys as of queries, together as wide as the model, but "
+            f"this one has {keys} of {heads} heads of {head_dim} at a width of {dim}; leave it out"
+        )
 
 
 def length_head_for(model: Any) -> LengthHead:

@@ -25,7 +25,7 @@ from .base import Base, choose_mask, from_scratch, load_base, load_folder
 from .batch import Batch
 from .bodies import Scorer
 from .bound import autoregressive_nll, diffusion_bound
-from .length_head import length_head_for, load_length_head
+from .length_head import check_base, length_head_for, load_length_head
 from .objective import Objective
 from .options import OPTIONS_FILE, AdaptOptions, flag_name
 from .processes import Processes
@@ -70,6 +70,8 @@ def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
     objective = resolve(options, base, mask_token)
     record = _record(base, objective, length, options) if objective.row.diffusion else None
     source = open_source(options, base, length, objective.shift, output, processes)
+    if options.length_head:
+        check_base(base.model)
     head = length_head_for(base.model) if options.length_head else None
     if head is not None and newest is not None:
         head = load_length_head(base.model, newest)

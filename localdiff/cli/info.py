@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..engine import File
     from ..spec import DiffusionSpec
 
+LENGTHS = "length_head.classes.weight"  # [classes, ffn]
 LONG_ARRAY = 16  # longer arrays are shown by their length
 _TOKENIZERS = {
     "gpt2": "byte-level BPE", "llama": "SentencePiece BPE", "bert": "WordPiece", "t5": "Unigram"
@@ -65,6 +66,7 @@ def _facts(file: File, diffusion: str | None) -> dict[str, Any]:
         "parameters": sum(math.prod(tensor.shape) for tensor in file.tensors),
         "types": _types(file),
         "tokenizer": _tokenizer(file),
+        "lengths": next((tensor.shape[0] for tensor in file.tensors if tensor.name == LENGTHS), 0),
         **_record(file, diffusion),
         "metadata": metadata,
         "tensors": [
@@ -234,6 +236,8 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights", f"{facts['parameters']:,} in {len(facts['tensors'])} tensors, {bits:.2f} bits each"
     for name, each in facts["types"].items():
         yield f"  {name}", f"{100 * each['share']:5.1f} %  {each['tensors']:,} tensors, {each['bytes']:,} bytes"
+    if facts["lengths"]:
+        yield "length head", f"for answers of up to {facts['lengths']:,} tokens; --length-beam tries the likeliest"
     for each in facts["adapters"]:
         ranks = " and ".join(map(str, each["ranks"]))
         what = f"rank {ranks} on {each['matrices']} matrices" if ranks else "no factors"

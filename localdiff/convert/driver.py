@@ -27,6 +27,8 @@ from .checkpoint import Checkpoint, open_folder, open_llama2c
 from .families import find_family, refuse_quantised
 from .family import Config
 from .gguf_file import open_gguf
+from .length_head import FILE as LENGTH_HEAD
+from .length_head import length_head
 from .lora import merge
 from .matching import FileTensor, match, plain_names
 from .record import find_record
@@ -195,6 +197,8 @@ def _plan_checkpoint(
     matched, notices = match(family, description, tensors, source)
     if merged is not None:
         notices.append(merged.notice)
+    head = length_head(source, description)
+    matched += head
     rows = matched[0].shape[0]
     files = load_tokenizer(tokenizer or source)
     vocabulary, more_notices = vocabulary_metadata(files, fields, rows)
@@ -227,7 +231,8 @@ def _plan_checkpoint(
         kind = T.F32 if tensor.exact else chosen[tensor.name].kind
         nbytes = stored_bytes(tensor.shape, kind)
         planned.append(PlannedTensor(tensor.name, tensor.shape, kind, nbytes, partial(_encoded, tensor, kind)))
-    sources = (*checkpoint.files, *files.files, *(merged.files if merged else ()))
+    beside = (source / LENGTH_HEAD,) if head else ()
+    sources = (*checkpoint.files, *files.files, *(merged.files if merged else ()), *beside)
     return _Plan(family.arch, name, metadata, planned, spec, notices + more_notices, sources)
 
 

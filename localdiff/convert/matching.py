@@ -7,7 +7,7 @@ and every row its tensor; what is missing, unused or of another shape is refused
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def match(
 
     Raises ModelFileError with every tensor that is missing, unused or of another shape.
     """
-    found = _Matching(family.arch, dict(description.sizes), dict(tensors))
+    found = _Matching(f"those of architecture '{family.arch}'", dict(description.sizes), dict(tensors))
     found.embedding_and_head(family, description.tied)
     for row in family.rows:
         found.take(row)
@@ -75,14 +75,25 @@ def match(
     return found.tensors, found.notices
 
 
+def match_rows(
+    what: str, rows: Sequence[Row], sizes: Sizes, tensors: Mapping[str, TensorSource], source: Path
+) -> list[FileTensor]:
+    """The tensors of the file by a table of rows alone; what: whose they are to be. Raises as match() does."""
+    found = _Matching(what, sizes, dict(tensors))
+    for row in rows:
+        found.take(row)
+    found.refuse_problems(source)
+    return found.tensors
+
+
 class _Matching:
     """What is matched so far, what is left, and what is wrong."""
 
-    def __init__(self, arch: str, sizes: Sizes, left: dict[str, TensorSource]) -> None:
+    def __init__(self, what: str, sizes: Sizes, left: dict[str, TensorSource]) -> None:
         self.sizes = sizes
         self.tensors: list[FileTensor] = []
         self.notices: list[str] = []
-        self._arch = arch
+        self._what = what
         self._left = left
         self._missing: list[str] = []
         self._wrong: list[str] = []
@@ -163,7 +174,7 @@ class _Matching:
         ]
         if problems:
             lines = "\n  ".join(problems)
-            raise ModelFileError(f"{source}: its tensors are not those of architecture '{self._arch}'\n  {lines}")
+            raise ModelFileError(f"{source}: its tensors are not {self._what}\n  {lines}")
 
 
 def _refuse_different(tensors: list[TensorSource], what: str) -> None:

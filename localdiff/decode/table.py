@@ -264,9 +264,14 @@ def default_decoder(spec: DiffusionSpec) -> str:
     return "threshold" if spec.attention == "block_causal" else DEFAULT_DECODER
 
 
+def decoder_name(options: GenerateOptions, spec: DiffusionSpec) -> str:
+    """The decoder in force; a record may name one that does not exist."""
+    return options.decoder or spec.decoder or default_decoder(spec)
+
+
 def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> Settings:
     """The settings in force for a canvas with `masked` positions to fill; OptionError for what cannot be honoured."""
-    name = options.decoder or spec.decoder or default_decoder(spec)
+    name = decoder_name(options, spec)
     row = DECODERS.get(name)
     if row is None:
         raise OptionError(f"the model record asks for the decoder '{name}', expected one of {', '.join(DECODERS)}")

@@ -31,6 +31,7 @@ class ModelInfo:
     arch: str
     isa: str
     skipped: str = ""  # tensors of the file that the model does not need, as a sentence
+    lengths: int = 0  # classes of its length head, see Session.lengths; 0 = it has none
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ class Session(Closable):
         check(lib.ld_session_create(parent, options, out), invalid=OptionError)
         self._handle = Handle("session", out[0], lib.ld_session_free, parent)
         self._vocab = model.info.vocab
+        self._lengths = model.info.lengths
 
     def propose(self, requests: Sequence[Request]) -> list[Proposal]:
         """One forward pass over all canvases; nothing is written into them.
@@ -179,6 +180,18 @@ class Session(Closable):
         check(library().ld_session_logits(handle, canvases, len(requests), ffi.cast("float *", out.ctypes.data)))
         del keep
         return np.split(out, np.cumsum(sizes)[:-1])
+
+    def lengths(self, tokens: Int32, slot: int = 0) -> Float32:
+        """float32 [ModelInfo.lengths]: logits of how many tokens the answer to a prompt has, class c for c + 1.
+
+        tokens   int32 [length], the prompt alone; it is computed as a canvas in `slot`, in full attention
+        raises   EngineError where the model has no length head
+        """
+        out = np.empty(max(1, self._lengths), np.float32)
+        prompt = np.ascontiguousarray(tokens, np.int32)
+        pointers = ffi.cast("int32_t *", prompt.ctypes.data), len(prompt), ffi.cast("float *", out.ctypes.data)
+        check(library().ld_session_lengths(self._handle.pointer(), slot, *pointers))
+        return out
 
     def cancel(self) -> None:
         """Make the running call, or the next one, raise Cancelled soon. From any thread; closed: nothing."""

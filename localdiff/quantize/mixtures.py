@@ -235,6 +235,8 @@ def _layer(name: str) -> int:
 
 
 def _role(name: str) -> str:
+    if name.startswith("length_head."):  # no layer of the model: its matrices are counted with none of theirs
+        return ""
     return next((role for part, role in _ROLES.items() if part in name), "")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 from fastapi import Request
@@ -43,6 +43,11 @@ class Served:
                 "length_beam compares texts that are made side by side, which is not served; leave it out"
             )
         return pages
+
+    def prompt(self, prompt: str | Sequence[Any], options: GenerateOptions) -> list[Page]:
+        """The pages of a prompt or a list of them; a length head is asked on the scheduler's thread."""
+        model, scheduler = self.model, self.scheduler
+        return model.compose(prompt, options, lambda tokens: scheduler.ask(lambda: model.length_logits(tokens)))
 
     def infill(self, text: str | Sequence[str | Hole], options: GenerateOptions) -> list[Page]:
         """The pages of an infill; holes of open length are measured on the scheduler's thread."""

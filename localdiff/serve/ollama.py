@@ -135,7 +135,7 @@ async def generate(body: GenerateBody, request: Request) -> Response:
         chosen = GenerateOptions(**{**vars(options), "max_new_tokens": None})
         pages = await served.compose(lambda: served.infill(parts, chosen))
     elif body.raw or (served.model.chat_template is None and not body.system):
-        pages = await served.compose(lambda: served.model.compose(body.prompt, options))
+        pages = await served.compose(lambda: served.prompt(body.prompt, options))
     else:
         messages = [{"role": "system", "content": body.system}] if body.system else []
         messages.append({"role": "user", "content": body.prompt})

@@ -203,7 +203,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:  # ty
     hub_of(request).check_texts(prompts * (asked.n or 1), "prompt" if prompts > 1 else "n")
     if suffix is None:
         options = asked.wanted(max_new_tokens=asked.max_tokens)
-        pages = await served.compose(lambda: served.model.compose(prompt, options))
+        pages = await served.compose(lambda: served.prompt(prompt, options))
     else:
         if not isinstance(prompt, str):
             raise Refused(400, "suffix needs one prompt that is a text; leave one of them out", "suffix")
@@ -229,7 +229,7 @@ async def chat(body: ChatBody, request: Request) -> Response:  # type: ignore[va
 def chat_pages(served: Served, messages: list[dict[str, str]], options: GenerateOptions) -> list[Page]:
     if served.model.chat_template is None:
         raise Refused(400, f"{served.name} has no chat template; ask for a completion of a prompt", "messages")
-    return served.model.compose(served.model.chat_tokens(messages), served.model.chat_options(messages, options))
+    return served.prompt(served.model.chat_tokens(messages), served.model.chat_options(messages, options))
 
 
 def _checked(body: Any, request: Request) -> Served:

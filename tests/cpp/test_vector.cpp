@@ -51,6 +51,10 @@ double reference_activation(Activation kind, double x) {
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
     case Activation::gelu_erf:
       return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case Activation::relu:
+      return std::max(x, 0.0);
+    case Activation::tanh:
+      return std::tanh(x);
   }
   return 0;
 }
@@ -97,7 +101,8 @@ TEST(exponential_is_within_two_ulps) {
 
 TEST(activations_match_double_arithmetic) {
   for_each_row([](const char* name, const VectorKernels& k) {
-    for (Activation kind : {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf}) {
+    for (Activation kind :
+         {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu, Activation::tanh}) {
       std::vector<float> x;
       for (double value = -14; value <= 14; value += 0.0031) x.push_back(static_cast<float>(value));
       x.insert(x.end(), {0.0f, -0.0f, 1e-30f, -1e-30f, 60, -60, 1e4f, -1e4f});
@@ -124,8 +129,8 @@ TEST(produce_matches_double_arithmetic_at_ragged_sizes) {
       const auto weight = random_floats(n, n + 2), bias = random_floats(n, n + 3);
       const int32_t pick[] = {2, 0};
       for (NormKind norm : {NormKind::none, NormKind::rms, NormKind::layer}) {
-        for (Activation activation :
-             {Activation::none, Activation::silu, Activation::gelu_tanh, Activation::gelu_erf}) {
+        for (Activation activation : {Activation::none, Activation::silu, Activation::gelu_tanh, Activation::gelu_erf,
+                                      Activation::relu, Activation::tanh}) {
           for (int variant = 0; variant < 4; ++variant) {
             LinearInput input = plain(x, n);
             input.stride = n + 2;  // rows that are not contiguous
