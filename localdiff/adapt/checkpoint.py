@@ -1,9 +1,10 @@
 """Checkpoints that are either whole or absent, and the writing of the finished result.
 
 A checkpoint is a folder `checkpoints/step-00000500`: the model as an HF folder - or, with LoRA, `trained.safetensors`
-with the trained weights alone and the tokenizer - `trainer.pt` (optimiser state and the state of each process) and
-`state.json`. It is written under a temporary name in the same parent, synced to disk, re-read and renamed. Of several
-processes the first writes; all of them have to call. Not here: deciding when to save.
+with the trained weights alone and the tokenizer - `trainer.pt` (optimiser state, the running average of the weights
+and the state of each process) and `state.json`. It is written under a temporary name in the same parent, synced to
+disk, re-read and renamed. Of several processes the first writes; all of them have to call. Not here: deciding when to
+save.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .trainer import Trainer
 
 FOLDER = "checkpoints"
 TRAINED = "trained.safetensors"
-FORMAT = 2  # of state.json and trainer.pt
+FORMAT = 3  # of state.json and trainer.pt
 PREFIX = "step-"
 
 
@@ -84,9 +85,10 @@ def save_checkpoint(
     weights = whole_weights(base.model)
     head = None if trainer.scorer.length_head is None else whole_weights(trainer.scorer.length_head)
     own = processes.gather({"random": processes.random_state(), "stream": streams})
-    optimizer = whole_optimizer(trainer.optimizer)
+    optimizers = [whole_optimizer(optimizer) for optimizer in trainer.optimizers]
+    average = None if trainer.average is None else trainer.average.weights
     if processes.main:
-        _write(target, base, state, weights, head, {"optimizer": optimizer, "processes": own})
+        _write(target, base, state, weights, head, {"optimizers": optimizers, "average": average, "processes": own})
         for old in list_checkpoints(output)[:-keep]:
             with _staging(target.parent) as folder:
                 old.rename(folder / "old")  # a half-removed folder must not look like a checkpoint
@@ -130,10 +132,13 @@ def read_state(folder: Path) -> State:
 
 
 def restore(folder: Path, trainer: Trainer) -> Any:
-    """Load optimiser and random generator states, and return where this process's data stream stood. The weights
-    come with `base.load_folder`."""
+    """Load the states of optimisers, average and random generators, and return where this process's data stream
+    stood. The weights come with `base.load_folder`."""
     saved = torch.load(folder / "trainer.pt", weights_only=True)
-    load_optimizer(trainer.optimizer, saved["optimizer"])
+    for optimizer, state in zip(trainer.optimizers, saved["optimizers"], strict=True):
+        load_optimizer(optimizer, state)
+    if trainer.average is not None:
+        trainer.average.load(saved["average"])
     own = saved["processes"][trainer.processes.rank]
     trainer.processes.set_random_state(own["random"])
     return own["stream"]

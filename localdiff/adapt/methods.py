@@ -35,12 +35,12 @@ class Method:
 
 TABLE: dict[str, Method] = {
     # arXiv:2410.17891
-    "diffugpt": Method(shift=True, settings=frozenset({"shift", "anneal_steps"}), anneal=10000),
+    "diffugpt": Method(shift=True, settings=frozenset({"shift", "anneal_steps", "times", "spans"}), anneal=10000),
     # arXiv:2406.07524, arXiv:2502.09992
     "mdlm": Method(
         weights=("1/t", "uniform"),
         bases=("causal", "masked"),
-        settings=frozenset({"weight", "normalise", "shift", "anneal_steps"}),
+        settings=frozenset({"weight", "normalise", "shift", "anneal_steps", "times", "spans"}),
     ),
     # arXiv:2302.05737, arXiv:2308.12219
     "rdm": Method(
@@ -56,7 +56,7 @@ TABLE: dict[str, Method] = {
     # arXiv:2503.09573
     "bd3lm": Method(
         weights=("1/t", "uniform"),
-        settings=frozenset({"weight", "normalise", "shift", "block_length"}),
+        settings=frozenset({"weight", "normalise", "shift", "block_length", "times"}),
     ),
     "ar": Method(diffusion=False, shift=True, pads=False),
 }

@@ -14,9 +14,17 @@ from torch import Tensor
 MIN_TIME = 0.001  # t is drawn from [0.001, 1)
 
 
-def draw_times(shape: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """float32 of `shape`, 0.001 + 0.999 u with u uniform on [0, 1)."""
-    return MIN_TIME + (1 - MIN_TIME) * torch.rand(shape, generator=generator)
+def draw_times(shape: int | tuple[int, ...], generator: torch.Generator, stratified: bool = False) -> Tensor:
+    """float32 of `shape`, 0.001 + 0.999 u with u uniform on [0, 1).
+
+    stratified   each u is uniform, but the n of one column fall into the n equal parts of [0, 1), one into each, in an
+                 order of its own: the noise levels of a batch vary less (arXiv:2107.00630, appendix I.1)
+    """
+    uniform = torch.rand(shape, generator=generator)
+    if stratified:
+        parts = torch.rand(shape, generator=generator).argsort(dim=0)
+        uniform = (parts + uniform) / len(uniform)
+    return MIN_TIME + (1 - MIN_TIME) * uniform
 
 
 def draw_masked(times: Tensor, maskable: Tensor, generator: torch.Generator) -> Tensor:
@@ -27,6 +35,23 @@ def draw_masked(times: Tensor, maskable: Tensor, generator: torch.Generator) -> 
     """
     chances = times if times.dim() == 2 else times[:, None]
     return (torch.rand(maskable.shape, generator=generator) < chances) & maskable
+
+
+def draw_spans(times: Tensor, maskable: Tensor, generator: torch.Generator) -> Tensor:
+    """bool [batch, length]: one run of maskable positions in each sequence, as a hole or a continuation hides them.
+
+    times      float32 [batch], the expected share of hidden positions
+    maskable   bool [batch, length]; where it has gaps the run goes on behind them
+
+    Every second run, by chance, reaches the end of the sequence; the others lie anywhere.
+    """
+    available = maskable.sum(dim=1)
+    length = (times * available + torch.rand(times.shape, generator=generator)).long().minimum(available)
+    room = available - length
+    anywhere = (torch.rand(times.shape, generator=generator) * (room + 1)).long().minimum(room)
+    start = torch.where(torch.rand(times.shape, generator=generator) < 0.5, room, anywhere)
+    rank = maskable.cumsum(dim=1) - 1
+    return maskable & (rank >= start[:, None]) & (rank < (start + length)[:, None])
 
 
 def draw_steps(batch: int, steps: int, ratio: float | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,8 @@ class Objective:
     block            tokens per block of bd3lm
     timesteps        T of rdm; mask_ratio a fixed share of masked tokens in place of a drawn one
     label_smoothing  of rdm: that share of the loss is the mean over the vocabulary, weighted T
+    stratified       the times of a batch are spread evenly (noise.draw_times)
+    spans            share of the sequences of diffugpt and mdlm that hide one run of tokens (noise.draw_spans)
     """
 
     method: str
@@ -49,6 +51,8 @@ class Objective:
     timesteps: int = methods.TIMESTEPS
     mask_ratio: float | None = None
     label_smoothing: float = 0.0
+    stratified: bool = False
+    spans: float = 0.0
 
     @property
     def row(self) -> methods.Method:
@@ -99,12 +103,21 @@ def maskable_of(batch: Batch, shift: bool) -> Tensor:
     return maskable
 
 
+def _hidden(times: Tensor, maskable: Tensor, objective: Objective, generator: torch.Generator) -> Tensor:
+    """bool [n, length], what the noise of diffugpt and mdlm hides. times: float32 [n]."""
+    hidden = noise.draw_masked(times, maskable, generator)
+    if not objective.spans:
+        return hidden
+    chosen = torch.rand(len(times), generator=generator) < objective.spans
+    return torch.where(chosen[:, None], noise.draw_spans(times, maskable, generator), hidden)
+
+
 def _diffugpt(batch: Batch, objective: Objective, generator: torch.Generator) -> Noised:
     assert objective.mask_token is not None
     tokens = batch.tokens
-    times = noise.draw_times(len(tokens), generator)
+    times = noise.draw_times(len(tokens), generator, objective.stratified)
     # every position may be hidden, the first included; it is the loss that leaves the first out under shift
-    hidden = noise.draw_masked(times, maskable_of(batch, shift=False), generator)
+    hidden = _hidden(times, maskable_of(batch, shift=False), objective, generator)
     noised = torch.where(hidden, objective.mask_token, tokens)
     scored = noised == objective.mask_token  # a genuine token equal to the mask counts, as in the authors' code
     if objective.shift:
@@ -119,10 +132,11 @@ def _masked_diffusion(batch: Batch, objective: Objective, generator: torch.Gener
     tokens, maskable = batch.tokens, maskable_of(batch, objective.shift)
     if objective.block:
         blocks = torch.arange(tokens.shape[1]) // objective.block
-        times = noise.draw_times((len(tokens), int(blocks[-1]) + 1), generator)[:, blocks]
+        times = noise.draw_times((len(tokens), int(blocks[-1]) + 1), generator, objective.stratified)[:, blocks]
+        scored = noise.draw_masked(times, maskable, generator)
     else:
-        times = noise.draw_times(len(tokens), generator)[:, None].expand(tokens.shape)
-    scored = noise.draw_masked(times, maskable, generator)
+        drawn = noise.draw_times(len(tokens), generator, objective.stratified)
+        scored, times = _hidden(drawn, maskable, objective, generator), drawn[:, None].expand(tokens.shape)
     weights = 1 / times if objective.weight == "1/t" else torch.ones_like(times)
     if objective.normalise == "token":
         weights = weights / maskable.sum().clamp(min=1)

@@ -19,7 +19,10 @@ from . import methods
 
 OPTIONS_FILE = "adapt.json"  # the settings of a run, in its output folder
 METHODS = tuple(methods.TABLE)
-SCHEDULES = ("cosine", "constant", "inverse-sqrt")
+SCHEDULES = ("cosine", "constant", "inverse-sqrt", "wsd")
+OPTIMIZERS = ("adamw", "muon")
+TIMES = ("independent", "stratified")
+ATTENTION = ("sdpa", "eager")
 DTYPES = ("bf16", "f32")
 DEVICES = ("auto", "cpu", "cuda")
 TEMPLATES = ("auto", "plain", "chat")
@@ -32,6 +35,7 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "config",
         "steps",
+        "decay_steps",
         "save_every",
         "keep",
         "eval_data",
@@ -84,6 +88,12 @@ class AdaptOptions:
     timesteps: int | None = _flag(None, "steps T of rdm; default 50", range=_ONE_UP)
     mask_ratio: float | None = _flag(None, "rdm with a fixed share of masked tokens", range=(1e-6, 1))
     label_smoothing: float | None = _flag(None, "of rdm, for training from scratch", range=(0, 0.999999))
+    times: str | None = _flag(
+        None, "noise levels of a batch (diffugpt, mdlm, bd3lm): drawn alone, or one in each equal part", choices=TIMES
+    )
+    spans: float | None = _flag(
+        None, "share of sequences in which one run of tokens is hidden (diffugpt, mdlm)", range=_SHARE
+    )
     length_head: bool = _flag(False, "train a predictor of answer lengths beside rdm")
     resume: bool = _flag(False, "continue from the newest checkpoint in the output folder")
     shape: str | None = _flag(None, "train from scratch with this JSON shape or named size")
@@ -102,8 +112,15 @@ class AdaptOptions:
     steps: int = _flag(10000, "optimiser steps", range=_ONE_UP)
     lr: float = _flag(3e-4, "peak learning rate", range=_SHARE)
     warmup: int = _flag(2000, "steps over which the learning rate rises from 0", range=_ZERO_UP)
-    schedule: str = _flag("cosine", "learning rate after warm-up: cosine falls to 0", choices=SCHEDULES)
-    weight_decay: float = _flag(0.01, "AdamW weight decay; none on norms and biases", range=_SHARE)
+    schedule: str = _flag(
+        "cosine", "learning rate after warm-up: cosine falls to 0; wsd is constant, then falls to 0", choices=SCHEDULES
+    )
+    decay_steps: int | None = _flag(None, "last steps of wsd, in which the rate falls; default: a fifth", range=_ONE_UP)
+    optimizer: str = _flag("adamw", "muon: for the matrices of the layers, AdamW for the rest", choices=OPTIMIZERS)
+    ema: float = _flag(
+        0.0, "decay of a running average of the weights, which is evaluated and published; 0: none", range=(0, 0.999999)
+    )
+    weight_decay: float = _flag(0.01, "weight decay; none on norms and biases", range=_SHARE)
     beta1: float = _flag(0.9, "AdamW beta 1", range=(0, 0.999999))
     beta2: float = _flag(0.999, "AdamW beta 2", range=(0, 0.999999))
     clip: float = _flag(1.0, "largest gradient norm; 0: no clipping", range=(0, 1e9))
@@ -112,6 +129,9 @@ class AdaptOptions:
     )
     dtype: str = _flag("bf16", "arithmetic of the forward and backward pass; weights stay f32", choices=DTYPES)
     device: str = _flag("auto", "where to train; auto: a GPU where there is one", choices=DEVICES)
+    attention: str = _flag(
+        "sdpa", "how it is computed; eager: plain products, faster on a CPU at short lengths", choices=ATTENTION
+    )
     checkpointing: bool = _flag(False, "compute activations again in the backward pass instead of keeping them")
     peak_tflops: float | None = _flag(
         None, "TFLOP/s that one device can do, for the utilisation shown; default: by its name", range=(1e-6, 1e9)
@@ -138,6 +158,8 @@ class AdaptOptions:
             raise OptionError("no output folder; give one with -o OUT_DIR")
         if not self.data:
             raise OptionError("no training text; give at least one file with --data FILE")
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise OptionError("--decay-steps has no meaning without --schedule wsd; leave it out")
         self._check_base()
         self._check_method()
         self._check_data()

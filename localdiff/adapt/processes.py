@@ -39,6 +39,11 @@ class Processes:
             state = PartialState(cpu=cpu)
             self.rank, self.device = state.process_index, state.device
 
+    def alone(self, what: str) -> None:
+        """raises OptionError where there are several processes"""
+        if self.world > 1:
+            raise OptionError(f"{what} needs whole weights, but {self.world} processes share them; leave it out")
+
     @property
     def main(self) -> bool:
         return self.rank == 0

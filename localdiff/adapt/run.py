@@ -75,6 +75,8 @@ def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
     head = length_head_for(base.model) if options.length_head else None
     if head is not None and newest is not None:
         head = load_length_head(base.model, newest)
+    if options.attention != "sdpa":
+        base.model.set_attn_implementation(options.attention)
     if options.checkpointing:
         recompute_activations(base.model)
     trainer = Trainer(Scorer(base.model, head), source.data, options, objective, processes)
@@ -108,7 +110,8 @@ def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
     finally:
         if log is not None:
             log.close()
-    checkpoint.publish(output, base, trainer, record, RECORD_FILE)
+    with trainer.averaged():
+        checkpoint.publish(output, base, trainer, record, RECORD_FILE)
     losses = [line["loss"] for line in log.read() if "loss" in line] if log is not None else []
     return AdaptResult(output, trainer.step, parameters, mask_token, losses[-1] if losses else None)
 
@@ -139,6 +142,8 @@ def resolve(options: AdaptOptions, base: Base, mask_token: int | None) -> Object
         timesteps=options.timesteps or methods.TIMESTEPS,
         mask_ratio=options.mask_ratio,
         label_smoothing=options.label_smoothing or 0.0,
+        stratified=options.times == "stratified",
+        spans=options.spans or 0.0,
     )
 
 
@@ -251,10 +256,11 @@ def _evaluator(
     held_out: Batch = source.held_out()
 
     def evaluate() -> None:
-        if trainer.objective.row.diffusion:
-            value, error = diffusion_bound(trainer.scorer, held_out, trainer.objective, EVAL_DRAWS)
-        else:
-            value, error = autoregressive_nll(trainer.scorer, held_out)
+        with trainer.averaged():
+            if trainer.objective.row.diffusion:
+                value, error = diffusion_bound(trainer.scorer, held_out, trainer.objective, EVAL_DRAWS)
+            else:
+                value, error = autoregressive_nll(trainer.scorer, held_out)
         if log is not None:
             log.held_out(trainer.step, value, error)
         progress.note(f"step {trainer.step}: held-out {value:.4f} +- {error:.4f} nats per token")

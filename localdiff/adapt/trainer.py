@@ -3,8 +3,8 @@
 Everything random is a function of the seed and of the step, or is stored in the checkpoint, so a continued run takes
 exactly the steps that an uninterrupted one would have taken. Of several processes each takes sequences of its own, in
 the order in which one process with as many passes per step would: the two have the same curve. Weights and optimiser
-state are f32; `bf16` means autocast around the forward pass. Not here: what the loss is (objective.py), files
-(checkpoint.py, data.py).
+state are f32; `bf16` means autocast around the forward pass. Not here: what the loss is (objective.py), how weights
+move (optimizers.py), files (checkpoint.py, data.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ from .bodies import Scorer
 from .flops import Counter
 from .noise import open_fraction
 from .objective import Objective, losses
+from .optimizers import Average, build_optimizers
 from .options import AdaptOptions
 from .processes import Processes
 from .progress import Progress, StepReport
@@ -42,25 +43,18 @@ class Data(Protocol):
 
 def learning_rate(step: int, options: AdaptOptions) -> float:
     """Rate of a step (0-based): a linear rise over the warm-up, then half a cosine down to 0, a constant, or a fall
-    with the inverse square root of the step."""
+    with the inverse square root of the step; or a constant and a straight fall to 0 over the last steps (wsd,
+    arXiv:2404.06395): until that begins the curve does not depend on the number of steps."""
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
     if options.schedule == "constant":
         return options.lr
     if options.schedule == "inverse-sqrt":
         return options.lr * math.sqrt(max(1, options.warmup) / (step + 1))
+    if options.schedule == "wsd":
+        return options.lr * min(1.0, (options.steps - step) / (options.decay_steps or max(1, options.steps // 5)))
     share = (step - options.warmup) / max(1, options.steps - options.warmup)
     return options.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def build_optimizer(model: torch.nn.Module, options: AdaptOptions) -> torch.optim.AdamW:
-    """AdamW without weight decay on norms and biases, which are the parameters of one dimension."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(options.beta1, options.beta2), fused=True)
 
 
 def noise_generator(seed: int, forward: int) -> torch.Generator:
@@ -104,14 +98,16 @@ class Trainer:
         self._dtype = DTYPES[options.dtype]
         self._counter = Counter(scorer.model, processes.device, options.peak_tflops, self._dtype)
         processes.shard(scorer, self._dtype)
-        self.optimizer = build_optimizer(scorer, options)
+        self.optimizers = build_optimizers(scorer, options, processes)
+        self.average = Average(scorer, options.ema, processes) if options.ema else None
 
     def train_step(self) -> StepReport:
         options, processes = self.options, self.processes
         started = time.monotonic()
         lr = learning_rate(self.step, options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         self.scorer.train()
         opened = open_fraction(self.step, options.annealing) if self.objective.row.diffusion else 0.0
         total = plain = length_loss = work = 0.0
@@ -132,9 +128,12 @@ class Trainer:
             raise LocaldiffError(f"the loss is {total} at step {self.step + 1}; start again with a smaller --lr")
         limit = options.clip if options.clip > 0 else math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.scorer.parameters(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         norm_value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         seconds = time.monotonic() - started
         tokens = options.accumulate * options.batch * self.data.length * processes.world
@@ -143,6 +142,10 @@ class Trainer:
             self.step, total, plain, lr, norm_value, opened, tokens / seconds, rate, utilisation,
             None if self.scorer.length_head is None else length_loss,
         )  # fmt: skip
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the running average of its weights, where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def run(
         self,
