@@ -45,3 +45,12 @@ inline void finish(const float* sums, const float* bias, bool add, int n, float*
     for (int i = 0; i < n; ++i) y[i] = sums[i];
   }
 }
+
+// TileOf<rows> with exactly tile.rows, kMost at most.
+template <int kMost, template <int> class TileOf, class Tile>
+inline void by_rows(const Tile& tile) {
+  if constexpr (kMost > 1) {
+    if (tile.rows < kMost) return by_rows<kMost - 1, TileOf>(tile);
+  }
+  TileOf<kMost>::run(tile);
+}

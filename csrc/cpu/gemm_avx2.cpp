@@ -279,36 +279,13 @@ void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
   }
 }
 
-template <int kRows>
-void float_tile_of(const FloatTile& tile) {
-  __m256 y[kRows][2];
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-    y[r][0] = _mm256_loadu_ps(tile.out + r * tile.out_stride);
-    y[r][1] = _mm256_loadu_ps(tile.out + r * tile.out_stride + 8);
-  }
-  const float *w = tile.w, *x = tile.x;
-  for (int i = 0; i < tile.k; ++i, w += kPanel, ++x) {
-    const __m256 w0 = _mm256_loadu_ps(w), w1 = _mm256_loadu_ps(w + 8);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 by = _mm256_set1_ps(x[r * tile.x_stride]);
-      y[r][0] = _mm256_fmadd_ps(w0, by, y[r][0]);
-      y[r][1] = _mm256_fmadd_ps(w1, by, y[r][1]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-    _mm256_storeu_ps(tile.out + r * tile.out_stride, y[r][0]);
-    _mm256_storeu_ps(tile.out + r * tile.out_stride + 8, y[r][1]);
-  }
-}
+using Floats = __m256;
+constexpr int kLanes = 8;
+inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+inline void store_floats(float* p, Floats v) { _mm256_storeu_ps(p, v); }
+inline Floats add_product(Floats sum, Floats w, float x) { return _mm256_fmadd_ps(w, _mm256_set1_ps(x), sum); }
 
-void float_tile(const FloatTile& tile) {
-  static constexpr void (*kFloatTiles[kFloatRows])(const FloatTile&) = {
-      float_tile_of<1>, float_tile_of<2>, float_tile_of<3>, float_tile_of<4>, float_tile_of<5>, float_tile_of<6>};
-  kFloatTiles[tile.rows - 1](tile);
-}
+#include "cpu/gemm_x86.inl"
 
 }  // namespace
 

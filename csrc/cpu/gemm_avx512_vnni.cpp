@@ -203,37 +203,13 @@ void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
   }
 }
 
-template <int kRows>
-void float_tile_of(const FloatTile& tile) {
-  __m512 y[kRows][2];
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-    y[r][0] = _mm512_loadu_ps(tile.out + r * tile.out_stride);
-    y[r][1] = _mm512_loadu_ps(tile.out + r * tile.out_stride + 16);
-  }
-  const float *w = tile.w, *x = tile.x;
-  for (int i = 0; i < tile.k; ++i, w += kPanel, ++x) {
-    const __m512 w0 = _mm512_loadu_ps(w), w1 = _mm512_loadu_ps(w + 16);
-#pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 by = _mm512_set1_ps(x[r * tile.x_stride]);
-      y[r][0] = _mm512_fmadd_ps(w0, by, y[r][0]);
-      y[r][1] = _mm512_fmadd_ps(w1, by, y[r][1]);
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) {
-    _mm512_storeu_ps(tile.out + r * tile.out_stride, y[r][0]);
-    _mm512_storeu_ps(tile.out + r * tile.out_stride + 16, y[r][1]);
-  }
-}
+using Floats = __m512;
+constexpr int kLanes = 16;
+inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+inline void store_floats(float* p, Floats v) { _mm512_storeu_ps(p, v); }
+inline Floats add_product(Floats sum, Floats w, float x) { return _mm512_fmadd_ps(w, _mm512_set1_ps(x), sum); }
 
-void float_tile(const FloatTile& tile) {
-  static constexpr void (*kFloatTiles[kFloatRows])(const FloatTile&) = {
-      float_tile_of<1>, float_tile_of<2>, float_tile_of<3>, float_tile_of<4>,  float_tile_of<5>,  float_tile_of<6>,
-      float_tile_of<7>, float_tile_of<8>, float_tile_of<9>, float_tile_of<10>, float_tile_of<11>, float_tile_of<12>};
-  kFloatTiles[tile.rows - 1](tile);
-}
+#include "cpu/gemm_x86.inl"
 
 }  // namespace
 

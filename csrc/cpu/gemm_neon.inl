@@ -129,15 +129,6 @@ inline void add_block(const Int8Tile& tile, int r, int b, int c, float32x4_t t, 
   vst1q_f32(out, y);
 }
 
-// tile_of<rows> with exactly tile.rows, `kMost` at most.
-template <int kMost, template <int> class TileOf, class Tile>
-inline void by_rows(const Tile& tile) {
-  if constexpr (kMost > 1) {
-    if (tile.rows < kMost) return by_rows<kMost - 1, TileOf>(tile);
-  }
-  TileOf<kMost>::run(tile);
-}
-
 // ---- float kinds ----
 
 void float_unpack(PackedKind kind, const uint8_t* records, int k, float* w) {
