@@ -53,7 +53,7 @@ def _cell(found: dict[str, Any], name: str, form: str) -> str:
 
 
 def plot(result: dict[str, Any], to: Path) -> None:
-    """Perplexity against tokens per forward, and against tokens per second where that was timed."""
+    """Perplexity against tokens per forward, and against tokens per second where that was timed; rows by number."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,20 +63,53 @@ def plot(result: dict[str, Any], to: Path) -> None:
         "tokens per forward pass": lambda found: found["sampled"]["tokens_per_forward"],
         "answer tokens per second": lambda found: found.get("timed", {}).get("answer_tokens_per_second"),
     }
-    figure, axes = pyplot.subplots(1, 2, figsize=(15, 7), sharey=True)
+    rows = {row: found for row, found in result["rows"].items() if "sampled" in found}
+    figure, axes = pyplot.subplots(1, 2, figsize=(17, 7), sharey=True)
     for panel, (label, speed) in zip(axes, axes_of.items(), strict=True):
-        for row, found in result["rows"].items():
-            if "sampled" not in found or speed(found) is None:
-                continue
-            cached = found["sampled"]["settings"]["cache"] not in ("exact", "block")
-            x, y = speed(found), found["sampled"]["perplexity"]
-            panel.plot(x, y, "s" if cached else "o", color="tab:orange" if cached else "tab:blue", markersize=4)
-            name = row.replace("decoder=", "").replace("max_new_tokens", "n")
-            panel.annotate(name, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
         panel.set(xlabel=label, xscale="log", yscale="log")
         panel.grid(alpha=0.3, which="both")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
+        points = []
+        for number, found in enumerate(rows.values(), 1):
+            if (x := speed(found)) is None:
+                continue
+            cached = found["sampled"]["settings"]["cache"] not in ("exact", "block")
+            y = found["sampled"]["perplexity"]
+            panel.plot(x, y, "s" if cached else "o", color="tab:orange" if cached else "tab:blue", markersize=4)
+            points.append((number, x, y))
+        for numbers, x, y in _together(points, panel.transData.transform):
+            panel.annotate(_ranges(numbers), (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
     axes[0].set_ylabel(f"perplexity under {result['judge']}, sampled (lower is likelier)")
+    named = (f"{number}  {row.replace('decoder=', '')}" for number, row in enumerate(rows, 1))
     figure.suptitle(f"{result['model']}: speed against quality; squares: with an approximating cache", fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 0.8, 1))
+    figure.text(0.805, 0.93, "\n".join(named), fontsize=7, va="top")
     figure.savefig(to, dpi=110)
     pyplot.close(figure)
+
+
+def _together(points: list[tuple[int, float, float]], place: Any) -> list[tuple[list[int], float, float]]:
+    """Points whose labels would overlap, as one: their numbers, and where the first of them lies."""
+    groups: list[tuple[list[int], float, float]] = []
+    for number, x, y in sorted(points, key=lambda point: (point[2], point[1])):
+        for numbers, x0, y0 in groups:
+            right, up = abs(place((x, y)) - place((x0, y0)))
+            if right < 45 and up < 10:
+                numbers.append(number)
+                break
+        else:
+            groups.append(([number], x, y))
+    return groups
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 as "1-3, 7"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
