@@ -12,6 +12,7 @@
 #include "model.h"
 #include "plugin.h"
 #include "quant/quantize.h"
+#include "scoring.h"
 #include "session.h"
 
 #ifndef LD_VERSION
@@ -111,18 +112,24 @@ class Owner {
 };
 
 // Copies the caller's canvases, whose stride is their own struct_size, into structs of this library.
-const ld_canvas* read_canvases(ld_session* session, const ld_canvas* canvases, int32_t count) {
+const ld_canvas* read_canvases(std::vector<ld_canvas>* to, const ld_canvas* canvases, int32_t count) {
   require(canvases != nullptr && count >= 1, "no canvases");
-  require(static_cast<size_t>(count) <= session->canvases.capacity(), "more canvases than the session has slots");
-  session->canvases.clear();
+  to->clear();
   const auto* bytes = reinterpret_cast<const char*>(canvases);
   const uint32_t stride = canvases->struct_size;
   for (int32_t i = 0; i < count; i++) {
     ld_canvas canvas = read_struct("ld_canvas", reinterpret_cast<const ld_canvas*>(bytes + size_t{stride} * i));
     require(canvas.struct_size == stride, "the canvases of one call differ in struct_size");
-    session->canvases.push_back(canvas);
+    to->push_back(canvas);
   }
-  return session->canvases.data();
+  return to->data();
+}
+
+// The same where a step allocates nothing: as many canvases as the session has slots.
+const ld_canvas* read_canvases(ld_session* session, const ld_canvas* canvases, int32_t count) {
+  require(static_cast<size_t>(std::max(count, 0)) <= session->canvases.capacity(),
+          "more canvases than the session has slots");
+  return read_canvases(&session->canvases, canvases, count);
 }
 
 const ld::Tensor& tensor_at(const ld_gguf* file, uint64_t index) {
@@ -338,6 +345,13 @@ ld_status ld_session_lengths(ld_session* session, int32_t slot, const int32_t* t
     require(out != nullptr, "out is NULL");
     Owner owner(session);
     session->session->lengths(slot, tokens, length, out);
+  });
+}
+
+ld_status ld_logits_propose(int32_t vocab, ld_canvas* canvases, int32_t n_canvases) {
+  return guard([&] {
+    std::vector<ld_canvas> copies;
+    ld::propose_logits(vocab, read_canvases(&copies, canvases, n_canvases), n_canvases);
   });
 }
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "error.h"
+#include "scoring.h"
 
 namespace ld {
 namespace {
@@ -42,38 +42,6 @@ int in_range(const char* name, int64_t value, int64_t low, int64_t high) {
   return static_cast<int>(value);
 }
 
-[[noreturn]] void refuse_non_finite(const ScoreRow& row) {
-  throw Error(LD_NUMERIC, text("the logits for position %d are not finite; the model's weights are damaged or its "
-                               "activations overflow",
-                               row.position));
-}
-
-// Positions (tokens) must ascend and lie in the canvas (the vocabulary).
-void check_ascending(const char* name, const char* kind, int index, const int32_t* values, int count, int limit) {
-  for (int i = 0; i < count; i++)
-    if (values[i] < 0 || values[i] >= limit || (i > 0 && values[i] <= values[i - 1]))
-      throw Error(LD_INVALID, text("canvas %d: %s[%d] is %d, expected ascending %s below %d", index, name, i, values[i],
-                                   kind, limit));
-}
-
-// The next canvas of a call as the companion of a guided one.
-void check_companion(const ld_canvas& canvas, const ld_canvas* companion, int index) {
-  auto expect = [&](bool good, const char* what) {
-    if (!good) throw Error(LD_INVALID, text("canvas %d: guidance %s", index, what));
-  };
-  expect(companion != nullptr, "needs its unconditional companion as the next canvas of the call");
-  if (companion->n_score != canvas.n_score)
-    throw Error(LD_INVALID, text("canvas %d: the companion scores %d positions, expected %d as the guided canvas",
-                                 index + 1, companion->n_score, canvas.n_score));
-  expect(companion->guidance == 0, "cannot come from a canvas that is guided itself");
-  expect(companion->token == nullptr && companion->probability == nullptr && companion->margin == nullptr &&
-             companion->entropy == nullptr && companion->alternative_token == nullptr &&
-             companion->alternative_probability == nullptr,
-         "leaves the companion without results of its own, expected NULL for all but logits and value_drift");
-}
-
-int token_words(const ModelConfig& config) { return (config.vocab + 31) / 32; }
-
 // The row before a canvas may be scored beside its own.
 int score_rows_of(const SessionOptions& o) { return o.rows + o.slots; }
 
@@ -100,10 +68,10 @@ SessionOptions Session::resolve(const Model& model, const ld_session_options& op
 
 uint64_t Session::plan(const Model& model, const SessionOptions& o) {
   const size_t score_rows = score_rows_of(o);
-  const size_t own = o.rows * (2 * sizeof(int32_t) + 2 * sizeof(RowInfo)) +
-                     score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) + o.slots * (sizeof(Sampling) + 1) +
-                     (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
-                     static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config()) * sizeof(uint32_t);
+  const size_t own =
+      o.rows * (2 * sizeof(int32_t) + 2 * sizeof(RowInfo)) + score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) +
+      o.slots * (sizeof(Sampling) + 1) + (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
+      static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config().vocab) * sizeof(uint32_t);
   return own + model.ops().plan(model.device(), shape_of(model, o));
 }
 
@@ -120,7 +88,7 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   row_of_.resize(options.slot_length);
   known_before_.resize(options.slot_length + 1);
   known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
-  possible_.resize(token_words(model.config()));
+  possible_.resize(token_words(model.config().vocab));
   context_ = model.ops().create(model.device(), shape_of(model, options));
 }
 
@@ -148,55 +116,15 @@ void Session::check(const ld_canvas& canvas, int index) {
         throw Error(LD_INVALID, text("canvas %d: positions[%d] is %d, expected 0 to %d", index, p, canvas.positions[p],
                                      options_.slot_length - 1));
   }
-  expect(canvas.n_compute >= 0 && canvas.n_score >= 0 && canvas.n_forbidden >= 0, "a count is negative");
-  expect(canvas.score != nullptr || canvas.n_score == 0, "score is NULL");
-  expect(canvas.forbidden != nullptr || canvas.n_forbidden == 0, "forbidden is NULL");
-  expect(canvas.temperature >= 0 && canvas.temperature <= 1e6f, "temperature must be 0 or more");
-  expect(canvas.top_p >= 0 && canvas.top_p <= 1, "top_p must be between 0 and 1");
-  expect(canvas.top_k >= 0, "top_k must be 0 or more");
-  expect(canvas.scores_from == LD_SCORE_RAW || canvas.scores_from == LD_SCORE_SAMPLED, "unknown scores_from");
-  expect(canvas.alternatives >= 0 && canvas.alternatives <= 64, "alternatives must be 0 to 64");
-  expect(canvas.n_repeated >= 0 && canvas.n_bias >= 0, "a count is negative");
-  expect(canvas.repeated != nullptr || canvas.n_repeated == 0, "repeated is NULL");
-  expect((canvas.bias_token != nullptr && canvas.bias != nullptr) || canvas.n_bias == 0, "bias_token or bias is NULL");
-  expect(canvas.guidance >= -1000 && canvas.guidance <= 1000, "guidance must be -1000 to 1000");
-  expect(canvas.repetition_penalty == 0 || (canvas.repetition_penalty >= 0.01f && canvas.repetition_penalty <= 100),
-         "repetition_penalty must be 0 (off) or 0.01 to 100");
+  expect(canvas.n_compute >= 0, "a count is negative");
   const int vocab = model_.config().vocab;
   for (int p = 0; p < canvas.length; p++)
     if (canvas.tokens[p] < 0 || canvas.tokens[p] >= vocab)
       throw Error(LD_INVALID, text("canvas %d: token %d at position %d is outside the vocabulary of %d", index,
                                    canvas.tokens[p], p, vocab));
-  for (int i = 0; i < canvas.n_forbidden; i++)
-    if (canvas.forbidden[i] < 0 || canvas.forbidden[i] >= vocab)
-      throw Error(LD_INVALID, text("canvas %d: forbidden token %d is outside the vocabulary of %d", index,
-                                   canvas.forbidden[i], vocab));
-  expect(canvas.n_forbidden < vocab, "every token of the vocabulary is forbidden");
   if (canvas.compute != nullptr)
     check_ascending("compute", "positions", index, canvas.compute, canvas.n_compute, canvas.length);
-  check_ascending("score", "positions", index, canvas.score, canvas.n_score, canvas.length);
-  check_ascending("repeated", "tokens", index, canvas.repeated, canvas.n_repeated, vocab);
-  check_ascending("bias_token", "tokens", index, canvas.bias_token, canvas.n_bias, vocab);
-  for (int i = 0; i < canvas.n_bias; i++)
-    if (!(std::fabs(canvas.bias[i]) <= 1e9f))
-      throw Error(LD_INVALID, text("canvas %d: the bias of token %d is %g, expected -1e9 to 1e9", index,
-                                   canvas.bias_token[i], static_cast<double>(canvas.bias[i])));
-  if (canvas.allowed != nullptr) check_allowed(canvas, index);
-}
-
-// Every scored row must have a token left.
-void Session::check_allowed(const ld_canvas& canvas, int index) {
-  const int vocab = model_.config().vocab, words = token_words(model_.config());
-  std::fill(possible_.begin(), possible_.end(), ~0u);
-  if (vocab % 32 != 0) possible_.back() = (1u << vocab % 32) - 1;
-  for (int i = 0; i < canvas.n_forbidden; i++) possible_[canvas.forbidden[i] / 32] &= ~(1u << canvas.forbidden[i] % 32);
-  for (int row = 0; row < canvas.n_score; row++) {
-    const uint32_t* allowed = canvas.allowed + static_cast<ptrdiff_t>(row) * words;
-    uint32_t left = 0;
-    for (int word = 0; word < words; word++) left |= allowed[word] & possible_[word];
-    if (left == 0)
-      throw Error(LD_INVALID, text("canvas %d: no token is allowed at position %d", index, canvas.score[row]));
-  }
+  check_scored(canvas, index, vocab, &possible_);
 }
 
 void Session::gather(const ld_canvas* canvases, int n_canvases, bool guide) {
@@ -259,29 +187,15 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
                                    index, info.place, info.lo, info.hi));
   }
 
-  sampling_.push_back({canvas.temperature, canvas.top_p == 0 ? 1.0f : canvas.top_p, canvas.top_k, canvas.seed,
-                       canvas.step, canvas.scores_from == LD_SCORE_SAMPLED, canvas.forbidden, canvas.n_forbidden,
-                       canvas.alternatives, canvas.guidance,
-                       canvas.repetition_penalty == 0 ? 1.0f : canvas.repetition_penalty, canvas.repeated,
-                       canvas.n_repeated, canvas.bias_token, canvas.bias, canvas.n_bias});
-  const size_t vocab = model_.config().vocab, words = token_words(model_.config());
+  sampling_.push_back(sampling_of(canvas));
   for (int i = 0; i < canvas.n_score; i++) {
     const int32_t position = canvas.score[i];
     const int32_t row = row_of_[source_of(canvas, position)];
     if (row < 0)
       throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
                                    index, position, source_of(canvas, position)));
-    auto at = [&](auto* results, size_t width) { return results == nullptr ? nullptr : results + i * width; };
-    score_[first + i * step] = {position_at(canvas, position),
-                                &sampling_.back(),
-                                at(canvas.token, 1),
-                                at(canvas.probability, 1),
-                                at(canvas.margin, 1),
-                                at(canvas.entropy, 1),
-                                at(canvas.alternative_token, canvas.alternatives),
-                                at(canvas.alternative_probability, canvas.alternatives),
-                                at(canvas.allowed, words),
-                                at(canvas.logits, vocab)};
+    score_[first + i * step] =
+        scored_row(canvas, i, model_.config().vocab, position_at(canvas, position), &sampling_.back());
     pick_[first + i * step] = row;
   }
 }

@@ -59,7 +59,6 @@ class Session {
   // Scored rows are written to places from `first` on, `step` apart.
   void gather_canvas(const ld_canvas& canvas, int index, size_t first, size_t step);
   void check(const ld_canvas& canvas, int index);
-  void check_allowed(const ld_canvas& canvas, int index);
   void run_forward();
   Rows rows() const;
   LinearInput scored_input();

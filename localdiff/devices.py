@@ -1,7 +1,8 @@
-"""Where models run: the processor, or an NVIDIA GPU through its plug-in library.
+"""Where models run: the processor, an NVIDIA GPU through its plug-in library, or llama.cpp (localdiff/llamacpp).
 
 The plug-in is $LOCALDIFF_CUDA, else that of the package localdiff-cuda13, else the one that was built into the tree. It
 is opened only where it is asked for ("cuda") or may be of use ("auto"); why it is not used is a sentence for people.
+llama.cpp is taken only where it is asked for: it keeps nothing between steps, so that caches cannot be had with it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path
 from .engine import PACKAGE, load_device
 from .errors import OptionError
 
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "llamacpp")
 _PACKAGE, _LIBRARY = "localdiff_cuda13", "liblocaldiff_cuda.so"
 
 
 @dataclass(frozen=True)
 class Device:
-    """name: "cpu" or "cuda"; where: for EngineModel, "cpu" or the plug-in's path; reason: why this one."""
+    """name: "cpu", "cuda" or "llamacpp"; where: for EngineModel, "cpu" or the plug-in's path; reason: why this one."""
 
     name: str
     where: str
@@ -32,8 +33,8 @@ def choose(name: str) -> Device:
     """The device that `name` asks for. Raises OptionError where it cannot be had."""
     if name not in DEVICES:
         raise OptionError(f"device is '{name}', expected one of {', '.join(DEVICES)}")
-    if name == "cpu":
-        return Device("cpu", "cpu", "as asked for")
+    if name in ("cpu", "llamacpp"):
+        return Device(name, name, "as asked for")
     path, refusal = _cuda()
     if refusal is None:
         return Device("cuda", str(path), f"plug-in {path}")

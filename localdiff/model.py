@@ -59,7 +59,7 @@ def load(
     """Load a GGUF file.
 
     path       a file, or the name of a downloaded model; None: the small story model that comes with the package
-    device     "cpu", "cuda", or "auto": a GPU where one can be used (not with isa)
+    device     "cpu", "cuda", "llamacpp" (llama.cpp computes), or "auto": a GPU where one can be used (not with isa)
     threads    None: all that the process may use
     diffusion  a preset or `mask=811,shift=1,attn=full,...`, for files without a diffusion record or to override it
     isa        name of a CPU kernel row, None = the best
@@ -76,7 +76,13 @@ def load(
     with File.open(where, access) as file, opened(lora, access) as adapters:
         metadata = file.metadata
         found = record_in_force(metadata, diffusion)
-        engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters, device=chosen.where)
+        if chosen.name == "llamacpp":
+            from .llamacpp import LlamaModel, check_loading
+
+            check_loading(isa, math, bool(adapters))
+            engine: EngineModel = LlamaModel(file)
+        else:
+            engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters, device=chosen.where)
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
         beside = scaled_paths(lora)
         return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, beside)
@@ -376,7 +382,7 @@ class Model:
         if len(prompt) == 0 and not isinstance(prompt, str):
             raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
         prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]
-        return [page for each in prompts for page in composer.prompt(each, wanted)]
+        return self._checked([page for each in prompts for page in composer.prompt(each, wanted)])
 
     def compose_infill(
         self, text: str | Sequence[str | Hole], options: GenerateOptions, propose: Propose
@@ -391,7 +397,7 @@ class Model:
             raise OptionError("infill has no negative_prompt: guidance leads away from the text with its words masked")
         parts = parse_infill(text) if isinstance(text, str) else [part for part in text if part != ""]
         check_parts(parts)
-        return self._composer().infill(parts, self._with_preset(options), propose)
+        return self._checked(self._composer().infill(parts, self._with_preset(options), propose))
 
     def finish(self, pages: list[Page]) -> list[Generation]:
         """Denoise composed canvases to their end, in one batch; each has the options it was composed with."""
@@ -443,6 +449,15 @@ class Model:
         if options.preset == TUNED and self._threads is None and (threads := profile_of(self._files).threads):
             self.use_threads(threads)
         return with_preset(options, self.spec, self._files)
+
+    def _checked(self, pages: list[Page]) -> list[Page]:
+        """The pages. Raises OptionError for settings that the device cannot do."""
+        if self.device == "llamacpp":
+            from .llamacpp import check_job
+
+            for page in pages:
+                check_job(page.job)
+        return pages
 
     def _run(self, pages: list[Page]) -> DenoiseStream:
         return DenoiseStream(pages, self._sessions(), self.setup)

@@ -39,6 +39,7 @@ def command(cflags: bool, libs: bool) -> int:
         print(f"engine     {error}")
         healthy = False
     print(f"device     {_device()}")
+    print(f"llamacpp   {_llamacpp()}")
     print(f"threads    {_usable_processors()}")
     print(f"model      {EMBEDDED}{'' if EMBEDDED.is_file() else ' is missing; reinstall localdiff'}")
     sys.stdout.flush()
@@ -54,6 +55,16 @@ def _device() -> str:
     except LocaldiffError as error:
         return str(error)
     return f"{found.name}: {found.reason}"
+
+
+def _llamacpp() -> str:
+    """What `--device llamacpp` takes, and that nothing else takes it."""
+    from ..llamacpp import look
+
+    try:
+        return f"{look().what}; taken with --device llamacpp only, for it has no caches"
+    except LocaldiffError as error:
+        return str(error)
 
 
 def _usable_processors() -> int:

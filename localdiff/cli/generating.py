@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from ..model import Model
     from ..page import Span
 
+DEVICES = ("auto", "cpu", "cuda", "llamacpp")  # of devices.py, which takes the engine with it
+DEVICE_HELP = "where to compute; llamacpp: in llama.cpp (Apple's and AMD's GPUs), without caches (default auto)"
 MATH_HELP = "arithmetic of quantised weights; auto: fast where it hardly changes the output (default auto)"
 LORA = click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="GGUF adapter to apply; may be repeated")
 LOADING = (
-    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="where to compute"),
+    click.option("--device", type=click.Choice(DEVICES), default="auto", help=DEVICE_HELP),
     click.option("--threads", type=int, help="CPU threads (default: all that the process may use)"),
     click.option("--isa", help="CPU kernel row by name, see localdiff doctor (default: the best)"),
     click.option("--math", type=click.Choice(MATH), default="auto", help=MATH_HELP),

@@ -10,7 +10,7 @@ from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_v
 from .files import File, Metadata, TensorInfo
 from .models import EngineModel, ModelInfo, ModelMemory
 from .quantiser import can_quantize, quantize
-from .sessions import Observation, Proposal, Request, Session, Timings, pack_tokens
+from .sessions import Observation, Proposal, Request, Session, Timings, pack_tokens, propose_logits
 
 __all__ = [
     "PACKAGE",
@@ -35,5 +35,6 @@ __all__ = [
     "load_device",
     "measure_peak",
     "pack_tokens",
+    "propose_logits",
     "quantize",
 ]

@@ -78,6 +78,9 @@ class EngineModel(Closable):
 
     @functools.cached_property
     def info(self) -> ModelInfo:
+        return self._read_info()
+
+    def _read_info(self) -> ModelInfo:
         raw = new_struct("ld_model_info")
         check(library().ld_model_get_info(self._handle.pointer(), raw))
         values = {field.name: getattr(raw, field.name) for field in fields(ModelInfo)}

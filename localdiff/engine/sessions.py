@@ -154,18 +154,7 @@ class Session(Closable):
         Raises EngineError (a request out of range, logits not finite, session in use) and Cancelled.
         """
         handle = self._handle.pointer()
-        canvases, places, keep = _canvases(requests, self._vocab)
-        proposals = []
-        for canvas, request in zip((canvases[place] for place in places), requests, strict=True):
-            n, a = canvas.n_score, max(0, request.alternatives)
-            probability, margin, entropy = np.empty((3, n), np.float32)
-            alternatives = np.empty((n, a), np.int32), np.empty((n, a), np.float32)
-            proposal = Proposal(np.empty(n, np.int32), probability, margin, entropy, *alternatives)
-            for field in fields(Proposal):
-                array = getattr(proposal, field.name)
-                kind = "int32_t *" if array.dtype == np.int32 else "float *"
-                setattr(canvas, field.name, ffi.cast(kind, array.ctypes.data) if array.size else ffi.NULL)
-            proposals.append(proposal)
+        canvases, proposals, keep = _prepared(requests, self._vocab)
         check(library().ld_session_propose(handle, canvases, len(canvases)))
         del keep
         return proposals
@@ -246,6 +235,17 @@ class Session(Closable):
         return found
 
 
+def propose_logits(requests: Sequence[Request], vocab: int) -> list[Proposal]:
+    """What Session.propose answers where request.logits, float32 [n, vocab], are known; there is no forward pass.
+
+    Raises EngineError (a request out of range, logits not finite).
+    """
+    canvases, proposals, keep = _prepared(requests, vocab)
+    check(library().ld_logits_propose(vocab, canvases, len(canvases)))
+    del keep
+    return proposals
+
+
 def session_options(
     slots: int = 1,
     slot_length: int | None = None,
@@ -264,6 +264,23 @@ def session_options(
         threads=count_of("threads", threads),
         math=MATH[math],
     )
+
+
+def _prepared(requests: Sequence[Request], vocab: int) -> tuple[Any, list[Proposal], list[Any]]:
+    """The C structs of the requests, the proposals that a call fills, and what must live until then."""
+    canvases, places, keep = _canvases(requests, vocab)
+    proposals = []
+    for canvas, request in zip((canvases[place] for place in places), requests, strict=True):
+        n, a = canvas.n_score, max(0, request.alternatives)
+        probability, margin, entropy = np.empty((3, n), np.float32)
+        alternatives = np.empty((n, a), np.int32), np.empty((n, a), np.float32)
+        proposal = Proposal(np.empty(n, np.int32), probability, margin, entropy, *alternatives)
+        for field in fields(Proposal):
+            array = getattr(proposal, field.name)
+            kind = "int32_t *" if array.dtype == np.int32 else "float *"
+            setattr(canvas, field.name, ffi.cast(kind, array.ctypes.data) if array.size else ffi.NULL)
+        proposals.append(proposal)
+    return canvases, proposals, keep
 
 
 def _canvases(requests: Sequence[Request], vocab: int) -> tuple[Any, list[int], list[Any]]:
