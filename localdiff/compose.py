@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,15 +82,17 @@ class Composer:
         sizes = self._predicted(given, count, options) if predicted else self._sizes(len(given), count, options)
         most = len(given) + (max(sizes.masks) + len(sizes.ending) if predicted else count)
         options, drafts = _seeded(options), []
+        page = partial(
+            Page, self.tokenizer, start=len(given), continues=continues, pad_token=pad, passes=sizes.passes,
+            seconds=sizes.seconds, stops=stops, wished=wished, tail=len(sizes.ending),
+        )  # fmt: skip
         for masks in sizes.masks:
             canvas = Canvas.of([given, Hole(masks), sizes.ending], self.spec.mask_token)
             jobs = self._jobs(canvas, options, len(given), stop_tokens, began, most)
             if asked is not None:
                 swallows = self.tokenizer.space_prefix and not continues
                 jobs = [self._constrained(job, asked, (len(given), len(canvas)), swallows) for job in jobs]
-            common = (len(given), continues, pad, (), sizes.passes, sizes.seconds, stops, wished, (), len(sizes.ending))
-            pages = [Page(self.tokenizer, job, *common) for job in jobs]
-            drafts.append([page.until_stop() for page in pages])
+            drafts.append([page(job).until_stop() for job in jobs])
         return _side_by_side(drafts)
 
     def _by_length_head(self, options: GenerateOptions, given: list[int]) -> bool:
