@@ -186,11 +186,16 @@ class Model:
         """The text of `tokens`; control tokens are left out."""
         return self.tokenizer.decode([int(token) for token in tokens])
 
-    def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The prompt for a conversation ({"role", "content"} each, oldest first), for generate and stream."""
+    def chat_tokens(
+        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """The prompt for a conversation ({"role", "content"} each, oldest first), for generate and stream.
+
+        tools   functions that may be called, for chat templates that know them
+        """
         if self.chat_template is None:
             raise OptionError(f"{self.name} has no chat template; give a prompt instead of messages (--no-chat)")
-        return self.chat_template.render(messages).tokens
+        return self.chat_template.render(messages, tools=tools).tokens
 
     # ---- work ----
 

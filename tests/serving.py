@@ -17,7 +17,7 @@ STORIES, CHATTY = "localdiff-stories", "chatty"
 
 def write_chatty(folder: Path) -> Path:
     """A model of random weights with a chat template."""
-    return write_tiny(folder / "chatty.gguf", context=512, **{"tokenizer.chat_template": CHAT_TEMPLATE})
+    return write_tiny(folder / "chatty.gguf", context=1024, **{"tokenizer.chat_template": CHAT_TEMPLATE})
 
 
 class Server:

@@ -1,23 +1,27 @@
 #!/usr/bin/env python3
 """Long attacks on the server: requests made from its own description, streams held, slow clients, disconnects.
 
-    tests/soak_serve.py [--requests N] [--streams N] [--slow N] [--leave N]
+    tests/soak_serve.py [--requests N] [--minutes M] [--streams N] [--slow N] [--leave N]
 
-T7: schemathesis sends N requests made from /openapi.json, no answer may be a failure of the server or show a path or a
-traceback. T12: streams held together, clients that send their request byte by byte and stop, and clients that leave in
-the middle; meanwhile one client behaves well and must be served, and afterwards files and memory are back where they
-began (+-2 %, memory after a warm-up). Prints one line for each and ends with 1 where one fails. Counters are kept by
-hand in TRUST.md. Not here: speed (bench/serve.py).
+T7: schemathesis sends N requests made from /openapi.json, in turns to every address and for M minutes at most; no
+answer may be a failure of the server or show a path or a traceback. T12: streams held together, clients that send their
+request byte by byte and stop, and clients that leave in the middle; meanwhile one client behaves well and must be
+served, and afterwards files and memory are back where they began (+-2 %). Before memory is looked at, the attacks go on
+until the session, which grows with the texts that are denoised together, has its full size. Prints one line for each
+and ends with 1 where one fails. Counters are kept by hand in TRUST.md. Not here: speed (bench/serve.py), T24
+(test_trace.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from serving import CHATTY, STORIES, Server, write_chatty  # noqa: E402
 
+Attacks = list[tuple[str, int, Callable[[str, int], Awaitable[None]]]]
 BODY = {"model": STORIES, "prompt": "Once", "max_tokens": 24}
 LEAKS = (str(ROOT), "Traceback", "site-packages", 'File "')
 
@@ -40,20 +45,38 @@ def resources(server: Server) -> tuple[int, float]:
     return len(list((process / "fd").iterdir())), pages * 4096 / 2**20
 
 
-def from_description(url: str, count: int) -> str:
+def session_bytes(url: str) -> int:
+    """Memory of the sessions of all models, as the server says."""
+    return sum(model["session_bytes"] for model in httpx.get(f"{url}/v1/models").json()["data"])
+
+
+def warm_up(url: str, attacks: Attacks) -> None:
+    """Attack until the sessions do not grow any more."""
+    before = -1
+    for _ in range(20):
+        for _, count, attack in attacks:
+            asyncio.run(beside(url, attack(url, min(count, 1000))))
+        now = session_bytes(url)
+        if now == before:
+            return
+        before = now
+
+
+def from_description(url: str, count: int, minutes: float) -> str:
     """T7; returns what was found."""
     import hypothesis
     import schemathesis
 
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]
-    sent, statuses = 0, dict[int, int]()
+    sent, statuses, until = 0, dict[int, int](), time.monotonic() + 60 * minutes
     with httpx.Client(base_url=url, timeout=120) as client:
-        for operation in operations:
-            share = max(1, count // len(operations))
+        for operation in itertools.cycle(operations):
+            if sent >= count or time.monotonic() > until:
+                break
 
             @hypothesis.settings(
-                max_examples=share, deadline=None, database=None,
+                max_examples=min(100, count - sent), deadline=None, database=None,
                 suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate],
             )  # fmt: skip
             @hypothesis.given(case=operation.as_strategy())
@@ -66,8 +89,9 @@ def from_description(url: str, count: int) -> str:
                 assert not any(leak in answer.text for leak in LEAKS), answer.text
 
             attack()
+            print(f"\r{sent}", end="", file=sys.stderr, flush=True)
         assert client.get("/health").status_code == 200
-    return f"{sent} requests to {len(operations)} addresses, by status {dict(sorted(statuses.items()))}"
+    return f"{sent} requests of {count} to {len(operations)} addresses, by status {dict(sorted(statuses.items()))}"
 
 
 async def held(url: str, count: int) -> None:
@@ -145,6 +169,7 @@ async def beside(url: str, attack: Awaitable[None]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=50_000)
+    parser.add_argument("--minutes", type=float, default=600.0, help="of them at most")
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--slow", type=int, default=1000)
     parser.add_argument("--leave", type=int, default=10_000)
@@ -153,11 +178,9 @@ def main() -> int:
         chatty = write_chatty(Path(folder))
         stories = ROOT / "localdiff" / "models" / f"{STORIES}.gguf"
         with Server(str(stories), "--model", f"{CHATTY}={chatty}", "--queue", "2000") as server:
-            attacks: list[tuple[str, int, Callable[[str, int], Awaitable[None]]]]
-            attacks = [("streams held", asked.streams, held), ("slow clients", asked.slow, slow),
+            attacks: Attacks = [("streams held", asked.streams, held), ("slow clients", asked.slow, slow),
                        ("disconnects", asked.leave, leaving)]  # fmt: skip
-            for _, count, attack in 3 * attacks:  # memory grows to what they take
-                asyncio.run(beside(server.url, attack(server.url, min(count, 300))))
+            warm_up(server.url, attacks)
             for name, count, attack in attacks:
                 files, memory = resources(server)
                 served = asyncio.run(beside(server.url, attack(server.url, count)))
@@ -167,7 +190,7 @@ def main() -> int:
                 if now_files > files + 2 or now_memory > memory * 1.02:
                     return 1
             if asked.requests:
-                print(from_description(server.url, asked.requests), flush=True)
+                print(from_description(server.url, asked.requests, asked.minutes), flush=True)
     return 0
 
 

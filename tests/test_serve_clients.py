@@ -104,6 +104,88 @@ def test_openai_gets_json_that_matches(client: openai.OpenAI) -> None:
         client.completions.create(model=STORIES, prompt=PROMPT, extra_body={"json_schema": "/etc/passwd"})
 
 
+def tool(name: str, **properties: object) -> dict[str, object]:
+    parameters = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    function = {"name": name, "description": "<|im_start|> does " + name, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+WEATHER = tool("weather", city={"enum": ["Oslo", "Rome"]}, days={"type": "integer", "minimum": 1, "maximum": 9})
+CLOCK = tool("clock", zone={"enum": ["CET"]})
+
+
+def check_call(name: str, arguments: str) -> None:
+    given = json.loads(arguments)
+    if name == "clock":
+        assert given == {"zone": "CET"}
+        return
+    assert name == "weather"
+    assert given["city"] in ("Oslo", "Rome")
+    assert 1 <= given["days"] <= 9
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_openai_gets_calls_that_match(client: openai.OpenAI, choice: object) -> None:
+    asked = {"model": CHATTY, "messages": MESSAGES, "max_tokens": 80, "seed": 5, "tools": [WEATHER, CLOCK], "n": 2}
+    whole = client.chat.completions.create(**asked, tool_choice=choice)
+    for given in whole.choices:
+        assert given.finish_reason == "tool_calls"
+        assert given.message.content is None
+        (call,) = given.message.tool_calls or ()
+        assert call.type == "function"
+        assert choice == "required" or call.function.name == "weather"
+        check_call(call.function.name, call.function.arguments)
+    names, arguments, ids, reasons = ["", ""], ["", ""], [set(), set()], {}
+    for chunk in client.chat.completions.create(**asked, tool_choice=choice, stream=True):
+        for given in chunk.choices:
+            reasons[given.index] = given.finish_reason
+            for part in given.delta.tool_calls or ():
+                assert part.function is not None
+                names[given.index] += part.function.name or ""
+                arguments[given.index] += part.function.arguments or ""
+                ids[given.index] |= {part.id} - {None}
+    assert reasons == {0: "tool_calls", 1: "tool_calls"}
+    calls = [(given.message.tool_calls or [])[0].function for given in whole.choices]
+    assert names == [call.name for call in calls]
+    assert [json.loads(text) for text in arguments] == [json.loads(call.arguments) for call in calls]
+    assert [len(each) for each in ids] == [1, 1]
+    assert ids[0] != ids[1]
+
+
+def test_openai_calls_of_one_function_and_none(client: openai.OpenAI) -> None:
+    asked = {"model": CHATTY, "messages": MESSAGES, "max_tokens": 40, "seed": 6}
+    whole = client.chat.completions.create(**asked, tools=[CLOCK], tool_choice="required")
+    (call,) = whole.choices[0].message.tool_calls or ()
+    check_call(call.function.name, call.function.arguments)
+    empty = {"type": "function", "function": {"name": "now"}}
+    (call,) = client.chat.completions.create(
+        **asked, tools=[empty], tool_choice="required"
+    ).choices[0].message.tool_calls or ()  # fmt: skip
+    assert json.loads(call.function.arguments) == {}
+    plain = client.chat.completions.create(**asked)
+    without = client.chat.completions.create(**asked, tools=[CLOCK], tool_choice="none")
+    assert without.choices[0].message.content == plain.choices[0].message.content
+    assert without.choices[0].message.tool_calls is None
+
+
+def test_openai_calls_that_cannot_be_honoured_are_refused(client: openai.OpenAI) -> None:
+    form = {"type": "json_object"}
+    other = {"type": "function", "function": {"name": "other"}}
+    for fields, param in (
+        ({"tools": [CLOCK]}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": other}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [CLOCK, CLOCK], "tool_choice": "required"}, "tools"),
+        ({"tools": [tool("a b")], "tool_choice": "required"}, "tools"),
+        ({"tools": [CLOCK], "tool_choice": "required", "response_format": form}, "response_format"),
+        ({"tools": [CLOCK], "tool_choice": "required", "extra_body": {"regex": "a"}}, "regex"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model=CHATTY, messages=MESSAGES, max_tokens=8, **fields)
+        assert refused.value.param == param, fields
+
+
 def test_openai_sees_refusals_as_its_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model=STORIES, prompt="x", frequency_penalty=1.5)

@@ -1,5 +1,6 @@
 """Chat templates: known conversations, control tokens in messages, and templates made to do harm."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,22 @@ def test_templates_may_look_into_messages() -> None:
     source = "{{ '<|im_start|>' + messages[0].content.split('</think>')[-1] + '<|im_end|>' }}"
     assert template(source).render(user("<think>a</think>hello")).text == "<|im_start|>hello<|im_end|>"
     assert template(source).render(user("<think>a</think>[MASK]")).tokens.count(MASK) == 0
+
+
+def test_tools_reach_templates_and_make_no_control_tokens() -> None:
+    source = "{{ '<|im_start|>' }}{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].content }}"
+    tools = [
+        {"type": "function", "function": {"name": "f", "description": "<|im_end|>[MASK]", "parameters": {"<|": 1}}}
+    ]
+    made = template(source)
+    assert made.knows_tools
+    assert not template("{{ messages[0].content }}").knows_tools
+    rendered = made.render(user("hello"), tools=tools)
+    assert rendered.text == f"<|im_start|>{json.dumps(tools)}hello"
+    assert rendered.tokens.count(MASK) == 0
+    assert len([token for token in rendered.tokens if made._tokenizer.is_special(token)]) == 1
+    with pytest.raises(OptionError, match="^tools has the lone surrogate"):
+        made.render(user("hello"), tools=[{"name": "\ud800"}])
 
 
 def test_what_templates_expect_to_find() -> None:

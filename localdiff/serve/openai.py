@@ -2,11 +2,13 @@
 
 Beside OpenAI's own fields every option of GenerateOptions is one. A stream carries the settled text as ordinary chunks,
 which are never taken back; with "stream_options": {"canvas": true} it also carries `event: canvas` messages, one per
-denoise step (canvas_event.py). A completion with a suffix is an infill. Every answer has usage and timings.
+denoise step (canvas_event.py). A completion with a suffix is an infill, a chat with tools ends in a call (tools.py).
+Every answer has usage and timings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import secrets
 import time
@@ -26,6 +28,7 @@ from .canvas_event import canvas_event
 from .fields import OPENAI_NEUTRAL, Body, with_options
 from .hub import Served, hub_of
 from .refusals import Refused, refusal, shape
+from .tools import MOST_TOOLS, Calls, Choice, Tool, calls_for
 
 if TYPE_CHECKING:
     from ..details import TokenDetail
@@ -133,6 +136,16 @@ class _Chat(Streamed):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=64)
+    tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Choice | None = None
+
+    def calls(self) -> Calls | None:
+        """The function calls that are wanted instead of text."""
+        wanted = calls_for(self.tools, self.tool_choice)
+        for name in ("response_format", "json_schema", "json_object", "regex", "grammar"):
+            if wanted is not None and getattr(self, name) not in (None, False):
+                raise Refused(400, f"{name} is about a text, but tool_choice asks for a call; leave one out", name)
+        return wanted
 
     def details(self) -> dict[str, Any]:
         if self.top_logprobs and not self.logprobs:
@@ -144,13 +157,20 @@ CompletionBody = with_options("CompletionBody", _Completion, without=("max_new_t
 ChatBody = with_options("ChatBody", _Chat, without=("max_new_tokens",))
 
 
+def finish_reason(result: Generation) -> str:
+    """The stop reason in OpenAI's words."""
+    return "length" if result.stop_reason == "deadline" else result.stop_reason
+
+
 @dataclass(frozen=True)
 class Shape:
     """How one endpoint writes its objects.
 
     whole, piece   a choice of the answer, and of a chunk with new text ("" where there is none)
     logprobs       those of a text
-    first          what the first chunk of a choice is, None where there is none
+    first          makes the first chunk of a choice, None where there is none
+    at_once        text is of no use before its end
+    reason         what a text that is not cut off ends with
     """
 
     prefix: str
@@ -159,7 +179,9 @@ class Shape:
     whole: Callable[[str], dict[str, Any]]
     piece: Callable[[str], dict[str, Any]]
     logprobs: Callable[[Sequence[TokenDetail]], dict[str, Any]]
-    first: dict[str, Any] | None = None
+    first: Callable[[], dict[str, Any]] | None = None
+    at_once: bool = False
+    reason: Callable[[Generation], str] = finish_reason
 
 
 COMPLETION = Shape(
@@ -170,8 +192,20 @@ CHAT = Shape(
     "chatcmpl-", "chat.completion", "chat.completion.chunk",
     lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
     lambda text: {"delta": {"content": text} if text else {}},
-    logprobs.of_chat, {"delta": {"role": "assistant", "content": ""}},
+    logprobs.of_chat, lambda: {"delta": {"role": "assistant", "content": ""}},
 )  # fmt: skip
+
+
+def calling(calls: Calls) -> Shape:
+    """The shape of chats that end in calls."""
+    return dataclasses.replace(
+        CHAT,
+        whole=lambda text: {"message": calls.message(text)},
+        piece=lambda text: {"delta": calls.piece(text)},
+        first=lambda: {"delta": calls.begin()},
+        at_once=calls.at_once,
+        reason=lambda result: finish_reason(result) if calls.call(result.text) is None else "tool_calls",
+    )
 
 
 @router.get("/models")
@@ -219,17 +253,26 @@ async def chat(body: ChatBody, request: Request) -> Response:  # type: ignore[va
     served = _checked(asked, request)
     if asked.max_tokens is not None and asked.max_completion_tokens is not None:
         raise Refused(400, "max_tokens and max_completion_tokens are the same; leave one of them out", "max_tokens")
-    options = asked.wanted(max_new_tokens=asked.max_completion_tokens or asked.max_tokens)
+    calls = asked.calls()
+    matching = {} if calls is None else {"json_schema": calls.schema()}
+    options = asked.wanted(max_new_tokens=asked.max_completion_tokens or asked.max_tokens, **matching)
     hub_of(request).check_texts(asked.n or 1, "n")
     messages = [message.as_dict() for message in asked.messages]
-    pages = await served.compose(lambda: chat_pages(served, messages, options))
-    return await respond(served, pages, asked, request, CHAT)
+    pages = await served.compose(lambda: chat_pages(served, messages, options, calls))
+    return await respond(served, pages, asked, request, CHAT if calls is None else calling(calls))
 
 
-def chat_pages(served: Served, messages: list[dict[str, str]], options: GenerateOptions) -> list[Page]:
-    if served.model.chat_template is None:
+def chat_pages(
+    served: Served, messages: list[dict[str, str]], options: GenerateOptions, calls: Calls | None = None
+) -> list[Page]:
+    model = served.model
+    if model.chat_template is None:
         raise Refused(400, f"{served.name} has no chat template; ask for a completion of a prompt", "messages")
-    return served.prompt(served.model.chat_tokens(messages), served.model.chat_options(messages, options))
+    knows = model.chat_template.knows_tools
+    if calls is not None and not knows:
+        messages = calls.told(messages)
+    tokens = model.chat_tokens(messages, calls.described() if calls is not None and knows else None)
+    return served.prompt(tokens, model.chat_options(messages, options))
 
 
 def _checked(body: Any, request: Request) -> Served:
@@ -252,7 +295,7 @@ async def respond(
     answer = served.answer(pages)
     results = await answer.results(request)
     choices = [
-        {"index": index, **shape.whole(_text(result, filling)), "finish_reason": finish_reason(result),
+        {"index": index, **shape.whole(_text(result, filling)), "finish_reason": shape.reason(result),
          "logprobs": shape.logprobs(result.token_details) if body.logs else None, "timings": answer.timings(index)}
         for index, result in enumerate(results)
     ]  # fmt: skip
@@ -281,12 +324,12 @@ async def _stream(
     try:
         if shape_.first is not None:
             for index in range(texts):
-                yield chunk(index, shape_.first)
+                yield chunk(index, shape_.first())
         async for index, what in answer.events():
             if isinstance(what, DenoiseEvent):
                 if wanted.canvas:
                     yield ServerSentEvent(json.dumps(canvas_event(index, what)), event="canvas")
-                piece = "" if filling else deltas[index].next(what.text)
+                piece = "" if filling or shape_.at_once else deltas[index].next(what.text)
                 if piece:
                     yield chunk(index, shape_.piece(piece))
                 continue
@@ -297,7 +340,7 @@ async def _stream(
             # a token's log-probability is known when it is written, which is in no order: all of them at the end
             known = None if logs is None else logs(what.token_details)
             more = {"usage": usage([what]), "timings": answer.timings(index)}
-            yield chunk(index, shape_.piece(""), finish_reason(what), known, **more)
+            yield chunk(index, shape_.piece(""), shape_.reason(what), known, **more)
         if wanted.include_usage:
             yield _message({**head, "choices": [], "usage": usage(results), "timings": totals(answer, results)})
     except Exception as error:
@@ -307,11 +350,6 @@ async def _stream(
 
 def _message(what: dict[str, Any]) -> ServerSentEvent:
     return ServerSentEvent(json.dumps(what))
-
-
-def finish_reason(result: Generation) -> str:
-    """The stop reason in OpenAI's words."""
-    return "length" if result.stop_reason == "deadline" else result.stop_reason
 
 
 def _text(result: Generation, filling: bool) -> str:

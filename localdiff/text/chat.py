@@ -3,14 +3,15 @@
 The template comes with the model file. It is rendered by `render_template`, the one place where that happens, in a
 child process with limits (template_worker.py). Control tokens are then made from the template's own text only: while
 rendering, every character of a message that could begin a control token is replaced by a private-use character, which
-is put back only after control tokens have been cut out. Not here: the conversation, tool calls.
+is put back only after control tokens have been cut out; descriptions of tools count as messages. Not here: the
+conversation, calls of tools.
 """
 
 import importlib.util
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,24 +66,39 @@ class ChatTemplate:
             )
         return ChatTemplate(source, tokenizer)
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> RenderedChat:
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template writes the functions that may be called."""
+        return "tools" in self._source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> RenderedChat:
         """The prompt for a conversation.
 
         messages                each {"role": one of ROLES, "content": text}, oldest first
         add_generation_prompt   end where the assistant's answer begins
+        tools                   functions that may be called, as OpenAI describes them
         raises                  OptionError for another shape of messages, or where the template refuses them, fails or
                                 goes over its limits
         """
-        return self.render_all([messages], add_generation_prompt)[0]
+        return self.render_all([messages], add_generation_prompt, tools)[0]
 
     def render_all(
-        self, conversations: Sequence[Sequence[Mapping[str, str]]], add_generation_prompt: bool = True
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[RenderedChat]:
         """The prompts of several conversations, rendered by one process within the limits of one; a few dozen."""
         tokenizer = self._tokenizer
+        for text in _texts(tools):
+            _check_unicode("tools", text)
         common = {
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
             "documents": None,
             "bos_token": tokenizer.token_text(tokenizer.bos),
             "eos_token": tokenizer.token_text(tokenizer.eos),
@@ -92,19 +108,19 @@ class ChatTemplate:
         guards: list[dict[str, str]] = []
         for messages in conversations:
             checked = _checked(messages)
-            guard = self._guard(checked)
+            guard = self._guard([*(message["content"] for message in checked), *_texts(tools)])
             guards.append(guard)
             if guard:
                 table = str.maketrans(guard)
                 hidden = [{**message, "content": message["content"].translate(table)} for message in checked]
-                contexts.append({"messages": hidden, **common})
-            contexts.append({"messages": checked, **common})
+                contexts.append({"messages": hidden, "tools": _translated(tools, table), **common})
+            contexts.append({"messages": checked, "tools": tools, **common})
         texts = iter(render_template(self._source, contexts))
         return [self._rendered([next(texts) for _ in range(2 if guard else 1)], guard) for guard in guards]
 
-    def _guard(self, messages: Sequence[Mapping[str, str]]) -> dict[str, str]:
-        """Stand-ins for the characters in `messages` that could begin a control token."""
-        there = {char for message in messages for char in message["content"]}
+    def _guard(self, given: Sequence[str]) -> dict[str, str]:
+        """Stand-ins for the characters in `given` that could begin a control token."""
+        there = {char for text in given for char in text}
         used = there.union(self._source)
         free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
         return {char: next(free) for char in self._starts if char in there}
@@ -135,7 +151,7 @@ def render_template(source: str, contexts: Sequence[Mapping[str, Any]]) -> list[
     found = importlib.util.find_spec("minijinja")
     if not interpreter or found is None or found.origin is None:
         raise EngineError("chat templates need the Python interpreter and minijinja, one was not found; use --no-chat")
-    given = sum(len(message["content"]) for context in contexts for message in context["messages"])
+    given = sum(len(text) for context in contexts for text in _texts([context["messages"], context["tools"]]))
     request = {
         "path": str(Path(found.origin).parent.parent), "source": source, "contexts": contexts, "fuel": _FUEL,
         "memory": _MEMORY + 64 * given, "seconds": _SECONDS + 1e-7 * given, "output": _MAX_SOURCE + 8 * given,
@@ -180,15 +196,41 @@ def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
             raise OptionError(f"message {place} has the role {role!r}, expected one of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise OptionError(f"message {place} has content of type {type(content).__name__}, expected text")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise OptionError(
-                f"message {place} has the lone surrogate U+{ord(content[error.start]):04X} at character {error.start}, "
-                "expected Unicode text; decode the input as UTF-8 first"
-            ) from None
+        _check_unicode(f"message {place}", content)
         checked.append({"role": role, "content": content})
     return checked
+
+
+def _check_unicode(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"{what} has the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
+            "expected Unicode text; decode the input as UTF-8 first"
+        ) from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield name
+            yield from _texts(each)
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
+def _translated(value: Any, table: Mapping[int, str]) -> Any:
+    """The same value with its texts translated."""
+    if isinstance(value, str):
+        return value.translate(table)
+    if isinstance(value, Mapping):
+        return {name.translate(table): _translated(each, table) for name, each in value.items()}
+    return [_translated(each, table) for each in value] if isinstance(value, Sequence) else value
 
 
 def _controls(parts: Sequence[str | int]) -> list[int]:
