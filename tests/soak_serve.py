@@ -47,7 +47,7 @@ def resources(server: Server) -> tuple[int, float]:
 
 def session_bytes(url: str) -> int:
     """Memory of the sessions of all models, as the server says."""
-    return sum(model["session_bytes"] for model in httpx.get(f"{url}/v1/models").json()["data"])
+    return sum(model["session_bytes"] for model in httpx.get(f"{url}/v1/models", timeout=300).json()["data"])
 
 
 def warm_up(url: str, attacks: Attacks) -> None:
