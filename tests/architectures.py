@@ -11,6 +11,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from gguf_values import add_values, finish
 
 VOCAB, DIM, HEADS, HEAD_DIM, LAYERS, CONTEXT = 96, 48, 4, 12, 3, 64
 
@@ -458,17 +459,12 @@ def write_gguf(
 ) -> Path:
     """quantise: a type for matrices whose rows it divides; others stay float32."""
     writer = gguf.GGUFWriter(path, arch)
-    for key, value in metadata.items():
-        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        add.get(type(value), writer.add_array)(key, value)
+    add_values(writer, metadata)
     for name, array in tensors.items():
         kind = gguf.GGMLQuantizationType[quantise] if quantise else None
         if kind and array.ndim > 1 and array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 and "inp" not in name:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path

@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from localdiff.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +27,15 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no data folder at {path}; set LOCALDIFF_DATA")
     return path
+
+
+@pytest.fixture(scope="module")
+def stories() -> Iterator["Model"]:
+    """The embedded model."""
+    import localdiff
+
+    with localdiff.load(threads=1) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")

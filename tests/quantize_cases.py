@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf_values import add_values, finish
 
 from localdiff.quantize.imatrix import Sums, read_imatrix, write_imatrix
 from localdiff.quantize.mixtures import MIXTURES
@@ -92,9 +93,7 @@ CASES = [
 def write_model(case: ModelCase, path: Path, kind: T = T.F16) -> None:
     """The case as a file whose matrices are holes: zeros that take no room."""
     writer = gguf.GGUFWriter(path, case.arch)
-    for key, value in case.metadata.items():
-        if key != "general.architecture":
-            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    add_values(writer, case.metadata)
     total = 0
     for name, shape in case.shapes.items():
         stored = kind if len(shape) > 1 and "ffn_gate_inp" not in name else T.F32
@@ -178,19 +177,14 @@ def write_weighted_case(model: Path, imatrix: Path) -> None:
     """The case as f32, and the matrix that `imatrix` would write, of random inputs; the same wherever they are made."""
     random = np.random.Generator(np.random.PCG64(22))
     writer = gguf.GGUFWriter(model, WEIGHTED_CASE.arch)
-    for key, value in WEIGHTED_CASE.metadata.items():
-        if key != "general.architecture":
-            (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    add_values(writer, WEIGHTED_CASE.metadata)
     sums = {}
     for name, shape in WEIGHTED_CASE.shapes.items():
         writer.add_tensor(name, (random.standard_t(4, shape) * 0.03).astype(np.float32))
         if len(shape) > 1 and not name.startswith("token_embd"):
             squares = np.exp(1.5 * random.standard_normal((1, shape[1]))) * CHUNKS * CHUNK_LENGTH
             sums[name] = Sums(squares, np.array([CHUNKS * CHUNK_LENGTH], np.uint64))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     write_imatrix(imatrix, WEIGHTED_CASE.arch, sums, [DATASET], CHUNKS, CHUNK_LENGTH)
 
 

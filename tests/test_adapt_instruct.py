@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
 
-from test_adapt_train import StopAfter, log_of  # noqa: E402
+from test_adapt_train import interrupt, log_of  # noqa: E402
 
 import localdiff  # noqa: E402
 from localdiff.adapt import AdaptOptions, adapt, lora  # noqa: E402
@@ -124,8 +124,7 @@ def test_lora_trains_adapters_and_embeddings_resumes_exactly_and_is_merged(optio
     options = replace(options, lora=4)
     adapt(options)
     halves = replace(options, output=str(tmp_path / "halves"))
-    with pytest.raises(KeyboardInterrupt):
-        adapt(halves, StopAfter(4))
+    interrupt(halves, 4)
     newest = list_checkpoints(Path(halves.output))[-1]
     assert not (newest / "model.safetensors").exists()
     adapt(replace(halves, resume=True))
@@ -177,8 +176,7 @@ def test_a_length_head_is_trained_beside_rdm_and_kept(pairs, tmp_path):
         length=48, batch=13, steps=30, warmup=0, lr=3e-3, save_every=10, dtype="f32", threads=1, length_head=True,
         pad_token="!",
     )  # fmt: skip
-    with pytest.raises(KeyboardInterrupt):
-        adapt(options, StopAfter(12))
+    interrupt(options, 12)
     adapt(replace(options, resume=True))
     lines = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()]
     losses = [line["length_loss"] for line in lines if "length_loss" in line]

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_adapt_train import STORIES, StopAfter, log_of  # noqa: E402
+from test_adapt_train import STORIES, interrupt, log_of  # noqa: E402
 
 import localdiff  # noqa: E402
 from localdiff.adapt import AdaptOptions, adapt  # noqa: E402
@@ -79,8 +79,7 @@ def test_a_continued_run_has_the_identical_curve(name, data_dir, tmp_path):
     options = replace(options_for(name, data_dir, tmp_path), steps=8, save_every=4, batch=2)
     adapt(options)
     halves = replace(options, output=str(tmp_path / "halves"))
-    with pytest.raises(KeyboardInterrupt):
-        adapt(halves, StopAfter(5))
+    interrupt(halves, 5)
     adapt(replace(halves, resume=True))
     assert log_of(halves.output) == log_of(options.output)
     weights = [load_folder(Path(o.output)).model.state_dict() for o in (options, halves)]

@@ -17,7 +17,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("datasets", reason="datasets is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
-from test_adapt_train import StopAfter, log_of  # noqa: E402
+from test_adapt_train import interrupt, log_of  # noqa: E402
 
 from localdiff.adapt import AdaptOptions, adapt  # noqa: E402
 from localdiff.adapt.base import load_base, load_folder  # noqa: E402
@@ -88,8 +88,7 @@ def test_a_run_on_a_stream_resumes_with_the_identical_curve(options, tmp_path):
     options = replace(options, stream=8)
     adapt(options)
     halves = replace(options, output=str(tmp_path / "halves"))
-    with pytest.raises(KeyboardInterrupt):
-        adapt(halves, StopAfter(3))
+    interrupt(halves, 3)
     adapt(replace(halves, resume=True))
     assert log_of(halves.output) == log_of(options.output)
     with pytest.raises(OptionError, match="absent.parquet: no such file"):

@@ -80,13 +80,18 @@ class StopAfter(SilentProgress):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def interrupt(options, step):
+    """A run that Ctrl-C ends after a step."""
+    with pytest.raises(KeyboardInterrupt):
+        adapt(options, StopAfter(step))
+
+
 @pytest.mark.parametrize(("dtype", "accumulate"), [("f32", 1), ("bf16", 2)])
 def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(options, tmp_path, dtype, accumulate):
     options = replace(options, dtype=dtype, accumulate=accumulate, batch=2)
     adapt(options)
     halves = replace(options, output=str(tmp_path / "halves"))
-    with pytest.raises(KeyboardInterrupt):
-        adapt(halves, StopAfter(12))
+    interrupt(halves, 12)
     assert [path.name for path in list_checkpoints(Path(halves.output))] == ["step-00000010", "step-00000012"]
     assert not (tmp_path / "halves" / "config.json").exists()
     adapt(replace(halves, resume=True))
@@ -97,8 +102,7 @@ def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(options, 
 
 
 def test_a_run_goes_on_with_the_settings_it_was_started_with(options):
-    with pytest.raises(KeyboardInterrupt):
-        adapt(options, StopAfter(7))
+    interrupt(options, 7)
     resumed = AdaptOptions.resumed(options.output, {"keep": 3})
     assert resumed == replace(options, resume=True, keep=3)
     assert adapt(resumed).steps == options.steps
@@ -211,8 +215,7 @@ def _root():
     ],
 )
 def test_resuming_another_run_is_refused(options, change, sentence, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        adapt(options, StopAfter(5))
+    interrupt(options, 5)
     if change.get("data"):
         (tmp_path / "b.txt").write_text("other text " * 100)
         change = {"data": (str(tmp_path / "b.txt"),)}
@@ -221,8 +224,7 @@ def test_resuming_another_run_is_refused(options, change, sentence, tmp_path):
 
 
 def test_a_checkpoint_of_another_version_is_refused(options):
-    with pytest.raises(KeyboardInterrupt):
-        adapt(options, StopAfter(2))
+    interrupt(options, 2)
     path = list_checkpoints(Path(options.output))[-1] / "state.json"
     state = json.loads(path.read_text())
     del state["format"]
@@ -235,8 +237,7 @@ def test_resuming_with_changed_text_is_refused(options, text, tmp_path):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
     options = replace(options, data=(str(copy),))
-    with pytest.raises(KeyboardInterrupt):
-        adapt(options, StopAfter(2))
+    interrupt(options, 2)
     copy.write_text(copy.read_text() + " more")
     with pytest.raises(OptionError, match="the training text is not the one"):
         adapt(replace(options, resume=True))

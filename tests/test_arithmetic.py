@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_values import finish
 from tiny_gguf import write_tiny
 
 import localdiff
@@ -171,10 +172,7 @@ def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.add_key_value(name, value.contents(), value.types[0])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

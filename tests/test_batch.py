@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ from localdiff.cli import main
 from localdiff.errors import OptionError
 from localdiff.model import Model
 from localdiff.serve.batch_file import Answers, read_lines
-
-
-@pytest.fixture(scope="module")
-def stories() -> Iterator[Model]:
-    with localdiff.load(threads=1) as model:
-        yield model
 
 
 def request(name: str, url: str = "/v1/completions", method: str = "POST", **body: Any) -> dict[str, Any]:

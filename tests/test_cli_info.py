@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf_values import finish
 from tiny_gguf import write_tiny
 
 
@@ -85,10 +86,7 @@ def test_the_mix_of_weight_types(tmp_path: Path) -> None:
     for name, rows, kind in (("a", 6, q4), ("b", 1, q8), ("c", 2, q4)):
         writer.add_tensor(name, gguf.quants.quantize(np.ones((rows, 32), np.float32), kind), raw_dtype=kind)
     writer.add_tensor("d", np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     found = facts(path)
     assert list(found["types"]) == ["Q4_0", "Q8_0", "F32"]
     assert found["types"]["Q4_0"] == {"tensors": 2, "bytes": 144, "weights": 256, "share": 0.8}
@@ -104,10 +102,7 @@ def test_the_parts_of_a_split_model_count_together(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "split.gguf", "llama", split_max_tensors=1)
     for name in ("a", "b", "c"):
         writer.add_tensor(name, np.ones(32, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     parts = sorted(tmp_path.glob("split-*.gguf"))
     assert len(parts) == 3
     found = facts(parts[0])

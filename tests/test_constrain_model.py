@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from constraint_cases import fits, is_valid, regex_case, schema_case
 
-import localdiff
 from localdiff.canvas import Hole
 from localdiff.cli import main
 from localdiff.errors import OptionError
@@ -22,12 +21,6 @@ from localdiff.model import Model
 TRIED = int(os.environ.get("LOCALDIFF_CONSTRAINTS", "12"))
 DECODERS = (None, "threshold", "klass", None, "eb-sampler", "llada2")  # None is the model's own
 ROOM = 100
-
-
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[Model]:
-    with localdiff.load(threads=1) as model:
-        yield model
 
 
 def options(seed: int) -> dict[str, Any]:
@@ -56,18 +49,18 @@ def texts(model: Model, name: str, case: Any, wanted: int) -> Iterator[tuple[Any
         yield constraint, text
 
 
-def test_all_json_is_valid(embedded: Model) -> None:
-    for schema, text in texts(embedded, "json_schema", schema_case, 3 * TRIED):
+def test_all_json_is_valid(stories: Model) -> None:
+    for schema, text in texts(stories, "json_schema", schema_case, 3 * TRIED):
         assert is_valid(text, schema), (schema, text)
 
 
-def test_all_texts_match_their_regex(embedded: Model) -> None:
-    for pattern, text in texts(embedded, "regex", regex_case, TRIED):
+def test_all_texts_match_their_regex(stories: Model) -> None:
+    for pattern, text in texts(stories, "regex", regex_case, TRIED):
         assert fits(text, pattern), (pattern, text)
 
 
-def test_a_hole_of_the_embedded_model(embedded: Model) -> None:
-    out = embedded.infill(["Once there were ", Hole(3), " of them."], regex="(one|two|three|four)( hundred| million)*")
+def test_a_hole_of_the_embedded_model(stories: Model) -> None:
+    out = stories.infill(["Once there were ", Hole(3), " of them."], regex="(one|two|three|four)( hundred| million)*")
     assert fits(out.holes[0], "(one|two|three|four)( hundred| million)*")
 
 

@@ -4,7 +4,6 @@ alternatives - on a fake engine that shows what it was asked, and on the embedde
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -425,23 +424,17 @@ def test_refusals_that_need_another_model_or_a_hole() -> None:
 # ---- the embedded model ----
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Iterator[Model]:
-    with localdiff.load(threads=1) as model:
-        yield model
-
-
-def test_the_embedded_model_does_all_of_it_in_one_batch(embedded: Model) -> None:
+def test_the_embedded_model_does_all_of_it_in_one_batch(stories: Model) -> None:
     options = {
         "max_new_tokens": 12, "decoder": "llada", "steps": 6, "seed": 5, "guidance": 0.5, "negative_prompt": "The dog",
         "repetition_penalty": 1.1, "logit_bias": {".": -1.0}, "ban": ["!"], "alternatives": 2, "stop": ["never"],
     }  # fmt: skip
     prompts = ["Once upon a time", "The cat"]
-    batch = embedded.generate(prompts, samples=2, temperature=0.8, **options)
+    batch = stories.generate(prompts, samples=2, temperature=0.8, **options)
     for out, prompt, seed in zip(batch, [prompts[0]] * 2 + [prompts[1]] * 2, [5, 6, 5, 6], strict=True):
-        alone = embedded.generate(prompt, temperature=0.8, **{**options, "seed": seed})
+        alone = stories.generate(prompt, temperature=0.8, **{**options, "seed": seed})
         assert (alone.tokens, alone.token_details) == (out.tokens, out.token_details)
-    plain = embedded.generate(prompts, max_new_tokens=12, decoder="llada", steps=6, seed=5)
+    plain = stories.generate(prompts, max_new_tokens=12, decoder="llada", steps=6, seed=5)
     assert [out.tokens for out in plain] != [out.tokens for out in batch[::2]]
 
 

@@ -18,7 +18,8 @@ from family_checkpoints import CHECKPOINTS, YARN, Made, State
 from family_expectations import METADATA, RECORDS, expected_tensors
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
-from tiny import VOCAB
+from gguf_values import finish, read_metadata, read_tensors
+from tiny import VOCAB, assert_refused
 
 from localdiff.convert import convert
 from localdiff.convert.families import FAMILIES
@@ -46,22 +47,13 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     return get
 
 
-def read(path: Path) -> State:
-    return {t.name: dequantize(t.data, t.tensor_type) for t in GGUFReader(path).tensors}
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    fields = GGUFReader(path).fields
-    return {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.")}
-
-
 # What the file holds
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_every_tensor_is_where_it_belongs(converted: Any, case: str) -> None:
     checkpoint, path = converted(case)
-    found, expected = read(path), expected_tensors(case, checkpoint.state)
+    found, expected = read_tensors(path), expected_tensors(case, checkpoint.state)
     assert sorted(found) == sorted(expected)
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
@@ -70,7 +62,7 @@ def test_every_tensor_is_where_it_belongs(converted: Any, case: str) -> None:
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_every_key(converted: Any, case: str) -> None:
     _, path = converted(case)
-    found, record = metadata(path), RECORDS[case]
+    found, record = read_metadata(path), RECORDS[case]
     arch = found["general.architecture"]
     expected: dict[str, Any] = METADATA[case] | {
         "general.architecture": arch,
@@ -163,13 +155,7 @@ def test_models_on_bodies_of_others_are_recognised_by_their_name(converted: Any,
 def supported_architectures(folder: Path) -> list[str]:
     writer = GGUFWriter(folder / "none.gguf", "none")
     writer.add_tensor("token_embd.weight", np.zeros((2, 2), np.float32))
-    for write in (
-        writer.write_header_to_file,
-        writer.write_kv_data_to_file,
-        writer.write_tensors_to_file,
-        writer.close,
-    ):
-        write()
+    finish(writer)
     with File.open(folder / "none.gguf") as file, pytest.raises(ModelFileError) as caught:
         EngineModel(file)
     return str(caught.value).rpartition("supported: ")[2].split(", ")
@@ -178,7 +164,7 @@ def supported_architectures(folder: Path) -> list[str]:
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_logits_of_the_engine_equal_transformers(converted: Any, case: str, tmp_path: Path) -> None:
     checkpoint, path = converted(case)
-    arch = metadata(path)["general.architecture"]
+    arch = read_metadata(path)["general.architecture"]
     tokens = np.random.default_rng(3).integers(2, VOCAB, 37, dtype=np.int32)
     with File.open(path) as file:
         if arch not in supported_architectures(tmp_path):
@@ -201,7 +187,7 @@ def test_logits_of_the_engine_equal_transformers(converted: Any, case: str, tmp_
 def test_experts_are_quantised_one_by_one_and_the_router_not(converted: Any, tmp_path: Path) -> None:
     checkpoint, path = converted("llada2")
     convert(checkpoint.folder, tmp_path / "q8.gguf", type="q8_0")
-    whole = read(path)
+    whole = read_tensors(path)
     for tensor in GGUFReader(tmp_path / "q8.gguf").tensors:
         kind = tensor.tensor_type.name
         if "ffn_gate_inp" in tensor.name or "exp_probs_b" in tensor.name or "norm" in tensor.name:
@@ -371,14 +357,7 @@ def test_what_a_checkpoint_holds_beside_the_model_is_left_out(converted: Any, tm
 def test_configurations_that_cannot_be_honoured(
     converted: Any, tmp_path: Path, case: str, edit: dict[str, Any], message: str
 ) -> None:
-    folder = tmp_path / "hf"
-    shutil.copytree(converted(case)[0].folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | edit))
-    with pytest.raises(ModelFileError) as caught:
-        convert(folder, tmp_path / "out.gguf")
-    assert message in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+    assert_refused(converted(case)[0].folder, tmp_path, edit, message)
 
 
 @pytest.mark.parametrize("case", ["bert", "xlm-r", "distilbert", "modernbert"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize
+from gguf_values import finish, read_metadata
 from reference import Reference, visible_to
 from tiny import VOCAB, tiny_checkpoint
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -21,11 +22,6 @@ from localdiff.convert.llama2c import llama2c_tokenizer, read_llama2c
 from localdiff.convert.rope import half_split_rows, interleaved_rows
 from localdiff.errors import ModelFileError, OptionError
 from localdiff.spec import DiffusionSpec
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    fields = GGUFReader(path).fields
-    return {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.")}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +88,7 @@ def test_llama2c_tensors_keep_their_row_order_in_the_file(tmp_path: Path, tied: 
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
     assert report.name == "model"
-    assert metadata(tmp_path / "out.gguf")["llama.rope.freq_base"] == 10000.0
+    assert read_metadata(tmp_path / "out.gguf")["llama.rope.freq_base"] == 10000.0
 
 
 def test_row_orders_undo_each_other() -> None:
@@ -149,7 +145,7 @@ def test_stories260k_continues_as_it_should(data_dir: Path, tmp_path: Path) -> N
     for _ in range(46):
         ends = visible_to("causal", len(tokens))
         tokens.append(int(model.logits(np.array(tokens), ends)[-1].argmax()))
-    tokenizer = Tokenizer.from_str(metadata(tmp_path / "out.gguf")["tokenizer.huggingface.json"])
+    tokenizer = Tokenizer.from_str(read_metadata(tmp_path / "out.gguf")["tokenizer.huggingface.json"])
     expected = (
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
         "One day, she saw a big, red ball."
@@ -161,7 +157,7 @@ def test_stories260k_tokenizer_as_metadata(data_dir: Path, tmp_path: Path) -> No
     folder = data_dir / "models"
     tokens_file = folder / "stories260K.tok512.bin"
     convert(folder / "stories260K.bin", tmp_path / "out.gguf", tokenizer=tokens_file)
-    found = metadata(tmp_path / "out.gguf")
+    found = read_metadata(tmp_path / "out.gguf")
     tokens, types, scores = (found[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "scores"))
     assert found["tokenizer.ggml.model"] == "llama"
     assert tokens[:4] == ["<unk>", "<s>", "</s>", "<0x00>"]
@@ -191,7 +187,7 @@ def test_a_gguf_file_gets_a_record_and_keeps_all_else(checkpoint: Path, tmp_path
         for a, b in zip(before.tensors, after.tensors, strict=True):
             assert (a.name, a.shape.tolist(), a.tensor_type) == (b.name, b.shape.tolist(), b.tensor_type)
             assert a.data.tobytes() == b.data.tobytes()
-        old, new = metadata(tmp_path / "plain.gguf"), metadata(tmp_path / "dlm.gguf")
+        old, new = read_metadata(tmp_path / "plain.gguf"), read_metadata(tmp_path / "dlm.gguf")
         spec = DiffusionSpec(1, True, canvas_max=64, stop_tokens=(0,))
         assert new == old | spec.to_gguf("llama")
         assert {key: after.fields[key].types for key in old} == {key: before.fields[key].types for key in old}
@@ -199,8 +195,8 @@ def test_a_gguf_file_gets_a_record_and_keeps_all_else(checkpoint: Path, tmp_path
         assert report.name == old["general.name"]
     changed = convert(tmp_path / "dlm.gguf", tmp_path / "again.gguf", diffusion="shift=0,stop=", name="other")
     assert changed.spec == DiffusionSpec(1, False, canvas_max=64)
-    assert DiffusionSpec.from_gguf(metadata(tmp_path / "again.gguf")) == changed.spec
-    assert metadata(tmp_path / "again.gguf")["general.name"] == "other"
+    assert DiffusionSpec.from_gguf(read_metadata(tmp_path / "again.gguf")) == changed.spec
+    assert read_metadata(tmp_path / "again.gguf")["general.name"] == "other"
 
 
 def test_unusual_gguf_files_are_copied_faithfully(tmp_path: Path) -> None:
@@ -211,17 +207,14 @@ def test_unusual_gguf_files_are_copied_faithfully(tmp_path: Path) -> None:
     writer.add_uint64("x.wide", 2**40)
     writer.add_tensor("token_embd.weight", np.arange(21, dtype=np.float32).reshape(7, 3))
     writer.add_tensor("cube", np.arange(24, dtype=np.float16).reshape(2, 3, 4))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     convert(tmp_path / "in.gguf", tmp_path / "out.gguf", diffusion="mask=6,shift=0")
     before, after = GGUFReader(tmp_path / "in.gguf"), GGUFReader(tmp_path / "out.gguf")
     assert after.alignment == 128
     assert all(tensor.data_offset % 128 == 0 for tensor in after.tensors)
     for a, b in zip(before.tensors, after.tensors, strict=True):
         np.testing.assert_array_equal(a.data, b.data)
-    old, new = metadata(tmp_path / "in.gguf"), metadata(tmp_path / "out.gguf")
+    old, new = read_metadata(tmp_path / "in.gguf"), read_metadata(tmp_path / "out.gguf")
     assert {key: new[key] for key in old} == old
     assert after.fields["x.list"].types == before.fields["x.list"].types
 
@@ -306,12 +299,12 @@ def converted_vocabulary(checkpoint: Path, tmp_path: Path, tokenizer: Tokenizer,
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     convert(folder, tmp_path / "out.gguf")
-    return metadata(tmp_path / "out.gguf")
+    return read_metadata(tmp_path / "out.gguf")
 
 
 def test_byte_level_tokenizer_as_metadata(checkpoint: Path, tmp_path: Path) -> None:
     report = convert(checkpoint, tmp_path / "out.gguf")
-    found = metadata(tmp_path / "out.gguf")
+    found = read_metadata(tmp_path / "out.gguf")
     text = (checkpoint / "tokenizer.json").read_text()
     tokenizer = Tokenizer.from_str(text)
     assert found["tokenizer.huggingface.json"] == text
@@ -334,7 +327,7 @@ def test_byte_level_tokenizer_as_metadata(checkpoint: Path, tmp_path: Path) -> N
 def test_rows_beyond_the_tokenizer_are_padded_and_too_few_refused(tmp_path: Path) -> None:
     tiny_checkpoint("gpt2", tmp_path / "wide", vocab_size=VOCAB + 7, n_layer=1)
     report = convert(tmp_path / "wide", tmp_path / "out.gguf")
-    found = metadata(tmp_path / "out.gguf")
+    found = read_metadata(tmp_path / "out.gguf")
     assert len(found["tokenizer.ggml.tokens"]) == found["gpt2.vocab_size"] == VOCAB + 7
     assert found["tokenizer.ggml.tokens"][-1] == f"[PAD{VOCAB + 6}]"
     assert found["tokenizer.ggml.token_type"][-7:] == [5] * 7
@@ -439,7 +432,7 @@ def test_a_slow_tokenizer_is_converted(checkpoint: Path, tmp_path: Path) -> None
     )
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     convert(folder, tmp_path / "out.gguf")
-    tokenizer = Tokenizer.from_str(metadata(tmp_path / "out.gguf")["tokenizer.huggingface.json"])
+    tokenizer = Tokenizer.from_str(read_metadata(tmp_path / "out.gguf")["tokenizer.huggingface.json"])
     text = "The cat buys 12 eggs."
     assert tokenizer.encode(text).ids == Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(text).ids
 

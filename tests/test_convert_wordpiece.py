@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import transformers
 from family_checkpoints import CHECKPOINTS
+from gguf_values import read_metadata
 from real_models import rxnfp_folder
 from tiny import VOCAB
 from tokenizers import Tokenizer
@@ -39,10 +39,6 @@ def folder_of(tmp_path: Path, words: list[str], config: dict[str, Any] | None, e
     return folder
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items() if not key.startswith("GGUF.")}
-
-
 @pytest.mark.parametrize("config", [
     {"do_lower_case": True}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
     {"do_lower_case": True, "tokenize_chinese_chars": False, "tokenizer_class": "BertTokenizer"},
@@ -51,7 +47,7 @@ def metadata(path: Path) -> dict[str, Any]:
 def test_a_vocab_txt_is_read_as_transformers_does(config: dict[str, Any], end: str, tmp_path: Path) -> None:
     report = convert(folder_of(tmp_path, CAPITALS, config, end), tmp_path / "out.gguf")
     assert not [notice for notice in report.notices if "vocab.txt" in notice]
-    found = metadata(tmp_path / "out.gguf")
+    found = read_metadata(tmp_path / "out.gguf")
     written = Tokenizer.from_str(found["tokenizer.huggingface.json"])
     vocab = {piece: index for index, piece in enumerate(SPECIAL + CAPITALS)}
     options = {name: value for name, value in config.items() if name != "tokenizer_class"}
@@ -73,7 +69,7 @@ def test_capitals_tell_whether_text_is_lowercased(tmp_path: Path) -> None:
         folder.mkdir()
         report = convert(folder_of(folder, words, None), folder / "out.gguf")
         assert any(said in notice for notice in report.notices)
-        written = Tokenizer.from_str(metadata(folder / "out.gguf")["tokenizer.huggingface.json"])
+        written = Tokenizer.from_str(read_metadata(folder / "out.gguf")["tokenizer.huggingface.json"])
         assert written.encode("The").tokens == ["[CLS]", first, "[SEP]"]
 
 
@@ -103,7 +99,7 @@ def test_a_vocabulary_without_marks_is_cut_anywhere(tmp_path: Path) -> None:
     report = convert(rxnfp_folder(), tmp_path / "out.gguf")
     assert any("goes on within a word (##)" in notice for notice in report.notices)
     assert report.spec is not None
-    tokenizer = OurTokenizer.from_gguf(metadata(tmp_path / "out.gguf"))
+    tokenizer = OurTokenizer.from_gguf(read_metadata(tmp_path / "out.gguf"))
     pieces = (rxnfp_folder() / "vocab.txt").read_text().split("\n")
     assert report.spec.mask_token == pieces.index("[MASK]")
     long = "CC(=O)OCl.[Na+].C[C@@H](Br)c1ccccc1>>CC#N" + "C" * 200

@@ -21,33 +21,27 @@ VOCAB = TOKENIZER.vocab_size
 BOS, MASK, EXPAND, DELETE = 260, 262, 1, 2
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Any:
-    with localdiff.load(threads=1) as model:
-        yield model
-
-
 @pytest.mark.parametrize(
     "name", [name for name, row in DECODERS.items() if not row.traits & {"reorders", "noise"} and name != "dreamon"]
 )
-def test_every_decoder_writes_on_the_embedded_model(embedded: Model, name: str) -> None:
+def test_every_decoder_writes_on_the_embedded_model(stories: Model, name: str) -> None:
     options: dict[str, Any] = {"max_new_tokens": 12, "decoder": name, "seed": 2}
     if "expansions" in DECODERS[name].defaults:
         options["expansions"] = 1
-    out = embedded.generate("Once upon a time", **options)
+    out = stories.generate("Once upon a time", **options)
     assert out.decoder["decoder"] == name
     assert out.tokens
     assert out.nfe >= 1
-    assert embedded.generate("Once upon a time", **options).tokens == out.tokens
+    assert stories.generate("Once upon a time", **options).tokens == out.tokens
 
 
-def test_wedlm_reads_known_tokens_first(embedded: Model) -> None:
+def test_wedlm_reads_known_tokens_first(stories: Model) -> None:
     with localdiff.load(threads=1, diffusion="attn=causal,shift=0") as model:
         out = model.generate("Once upon a time", max_new_tokens=12, decoder="wedlm", seed=2)
         assert out.tokens
         assert out.decoder["distance_penalty"] == 0.02
     with pytest.raises(OptionError, match="needs a model with causal attention"):
-        embedded.generate("Once upon a time", decoder="wedlm")
+        stories.generate("Once upon a time", decoder="wedlm")
 
 
 def wants(before: list[int], wanted: list[int]) -> Logits:
@@ -91,14 +85,14 @@ def test_tokens_that_ask_for_room_are_never_text() -> None:
     assert not {EXPAND, DELETE} & set(out.tokens)
 
 
-def test_daedal_needs_a_text_that_ends(embedded: Model) -> None:
+def test_daedal_needs_a_text_that_ends(stories: Model) -> None:
     with pytest.raises(OptionError, match="this text has no end of its own"):
-        embedded.infill("Once [[4]] time", decoder="daedal")
+        stories.infill("Once [[4]] time", decoder="daedal")
 
 
 @pytest.mark.parametrize("name", ["rdm", "p2", "remdm", "llada2.1", "dream", "llada"])
-def test_the_text_of_an_event_never_takes_back_what_it_said(embedded: Model, name: str) -> None:
+def test_the_text_of_an_event_never_takes_back_what_it_said(stories: Model, name: str) -> None:
     options = {"edit_threshold": 0.05, "block_length": 8} if name == "llada2.1" else {}
-    texts = [e.text for e in embedded.stream("Once", max_new_tokens=24, decoder=name, seed=3, **options)]
+    texts = [e.text for e in stories.stream("Once", max_new_tokens=24, decoder=name, seed=3, **options)]
     assert texts[-1]
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))

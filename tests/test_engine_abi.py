@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_values import finish
 from tiny_gguf import write_tiny
 
 from localdiff import __version__, engine
@@ -148,10 +149,7 @@ def test_every_kind_of_value_comes_as_a_python_value(tmp_path: Path) -> None:
     writer.add_array("strings", ["a", "", "ß"])
     writer.add_array("floats", [0.5, -1.0])
     writer.add_array("flags", [True, False])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     with File.open(tmp_path / "values.gguf", access="read") as file:
         for name, (value, _) in values.items():
             assert file.metadata[name] == value

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cpp_tools import tool
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf_values import finish
 from real_models import smollm2_file
 
 TOKENIZERS = ["bert-bge", "gpt-2", "llama-spm", "phi-3"]
@@ -70,10 +71,7 @@ def assert_same(path: Path) -> None:
 def written(path: Path, fill: Callable[[GGUFWriter], None]) -> Path:
     writer = GGUFWriter(path, "llama")
     fill(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -157,10 +155,7 @@ def test_refusals_are_one_line_with_the_path(tmp_path: Path, make: Callable[[Pat
     path = tmp_path / "x.gguf"
     writer = make(path)
     if isinstance(writer, GGUFWriter):
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
     result = tool("gguf_dump", path, check=False)
     assert result.returncode == 1
     message = result.stderr.decode()

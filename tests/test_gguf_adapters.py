@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf_values import finish
 from test_lora import TOKENS, adapter, assert_close, factors, hook, logits_of, named
 from tiny import tiny_checkpoint
 
@@ -38,10 +39,7 @@ def write_adapter(path: Path, tensors: dict[str, np.ndarray], arch: str = "llama
             (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
     for name, data in tensors.items():
         writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

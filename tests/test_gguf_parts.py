@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf_values import finish
 from tiny_gguf import write_tiny
 
 import localdiff
@@ -47,10 +48,7 @@ def split(whole: Path, folder: Path, **options: Any) -> None:
             writer.add_key_value(key, field.contents(), *field.types[:2])
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def test_the_engine_sees_one_file(whole: Path, parts: list[Path]) -> None:
@@ -117,10 +115,7 @@ def rewritten(source: Path, out: Path, changes: dict[str, Any], drop: int = 0, d
     for name, data in tensors:
         writer.add_tensor(double or name, data)
         double = None
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def change(part: int, changes: dict[str, Any] | None = None, **options: Any) -> Callable[[list[Path]], None]:

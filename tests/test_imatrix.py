@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from architectures import FAMILIES, make_model, metadata_of, tensors_of, write_gguf
+from gguf_values import finish
 from reference import Reference, activate, visible_to
 from test_architectures import tokens_of
 from tiny_gguf import write_tiny
@@ -277,10 +278,7 @@ def write_moe(source: Path, path: Path) -> Path:
     writer.add_eos_token_id(2)
     for each in reader.tensors:
         writer.add_tensor(each.name, each.data, raw_dtype=each.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

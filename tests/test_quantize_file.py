@@ -6,6 +6,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from gguf_values import add_values, finish
 from quantize_cases import ModelCase
 from reference import Reference, kl_divergence, visible_to
 
@@ -29,21 +30,14 @@ def write_values(path: Path, case: ModelCase, kind: T = T.F16, **changed: np.nda
     """The case with random weights; returns them as they were. changed: values by the last part of a name."""
     random = np.random.default_rng(7)
     writer = gguf.GGUFWriter(path, case.arch)
-    for key, value in (case.metadata | EXTRA).items():
-        if key == "general.architecture":
-            continue
-        add = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool, float: writer.add_float32}
-        add.get(type(value), writer.add_array)(key, value)
+    add_values(writer, case.metadata | EXTRA)
     values = {}
     for name, shape in case.shapes.items():
         array = random.standard_t(5, shape) * (0.06 if len(shape) > 1 else 0.2) + (len(shape) == 1)
         values[name] = changed.get(name.split(".")[-2], array.astype(np.float32))
         stored = kind if len(shape) > 1 and "gate_inp" not in name else T.F32
         writer.add_tensor(name, gguf.quants.quantize(values[name], stored), raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return values
 
 
@@ -145,10 +139,7 @@ def write_imatrix(path: Path, entries: dict[str, np.ndarray], counts: float = 4,
     for name, importance in entries.items():
         writer.add_tensor(name + ".in_sum2", (importance * counts).astype(np.float32))
         writer.add_tensor(name + ".counts", np.full((len(importance), 1), counts, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def importance_of(case: ModelCase, *but: str) -> dict[str, np.ndarray]:
@@ -241,15 +232,10 @@ def test_a_model_in_parts_becomes_one_file(source: Path, tmp_path: Path) -> None
         writer.add_uint16("split.no", part)
         writer.add_uint16("split.count", 2)
         writer.add_int32("split.tensors.count", len(reader.tensors))
-        for key, value in LLAMA.metadata.items() if part == 0 else ():
-            if key != "general.architecture":
-                (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+        add_values(writer, LLAMA.metadata if part == 0 else {})
         for each in reader.tensors[part::2]:
             writer.add_tensor(each.name, each.data, raw_dtype=each.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
     first = tmp_path / "in-00001-of-00002.gguf"
     report = quantize(first, tmp_path / "out.gguf", type="q4_k_m")
     quantize(source, tmp_path / "whole.gguf", type="q4_k_m")

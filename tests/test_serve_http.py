@@ -29,12 +29,6 @@ KEY = "a key of some length"
 
 
 @pytest.fixture(scope="module")
-def stories() -> Iterator[Model]:
-    with localdiff.load(threads=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def client(server: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server, timeout=60) as made:
         yield made

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from fake import FakeEngine, random_table
 from text_metadata import tiny_bpe
 
-import localdiff
 from localdiff.engine import Request
 from localdiff.errors import EngineError, OptionError
 from localdiff.generation import DenoiseEvent, Generation
@@ -25,12 +23,6 @@ from localdiff.spec import DiffusionSpec
 from localdiff.text import Tokenizer
 
 MASK = 262
-
-
-@pytest.fixture(scope="module")
-def stories() -> Iterator[Model]:
-    with localdiff.load(threads=1) as model:
-        yield model
 
 
 class Waiter:

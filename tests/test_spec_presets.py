@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 from text_metadata import read
 from tiny_gguf import write_tiny
@@ -211,38 +209,8 @@ def published(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = read(data_dir / "tokenizers" / "ggml-vocab-llama-spm.gguf")
     text = {key: value for key, value in source.items() if key.startswith("tokenizer.")}
     path = tmp_path_factory.mktemp("published") / "model.Q8_0.gguf"
-    dim, ffn, heads, layers, vocab = 64, 128, 4, 2, len(text[TOKENS])
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("Llama Body")
-    writer.add_context_length(4096)
-    writer.add_embedding_length(dim)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(ffn)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(dim // heads)
-    writer.add_rope_freq_base(10000.0)
-    for key, value in text.items():
-        add = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool}.get(type(value), writer.add_array)
-        add(key, value)
-    draw = np.random.default_rng(0).standard_normal
-    wide = {"attn_q": (dim, dim), "attn_k": (dim, dim), "attn_v": (dim, dim), "attn_output": (dim, dim)}
-    wide |= {"ffn_gate": (ffn, dim), "ffn_up": (ffn, dim), "ffn_down": (dim, ffn)}
-    shapes = {f"blk.{layer}.{name}.weight": shape for layer in range(layers) for name, shape in wide.items()}
-    shapes |= {"token_embd.weight": (vocab, dim), "output.weight": (vocab, dim)}
-    q8 = gguf.GGMLQuantizationType.Q8_0
-    for name, shape in shapes.items():
-        values = (draw(shape) * 0.2).astype(np.float32)
-        writer.add_tensor(name, gguf.quants.quantize(values, q8), raw_dtype=q8)
-    norms = [f"blk.{layer}.{norm}" for layer in range(layers) for norm in ("attn_norm", "ffn_norm")]
-    for name in ["output_norm", *norms]:
-        writer.add_tensor(f"{name}.weight", np.ones(dim, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    more = {"context": 4096, "dim": 64, "layers": 2, "kind": "Q8_0", "name": "Llama Body"}
+    return write_tiny(path, record=False, text=text, **more)
 
 
 def test_a_published_diffullama_file_runs_with_its_preset(published: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import gguf
 import pytest
+from gguf_values import add_values, finish
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_metadata import read
@@ -195,14 +196,11 @@ def write_vocabulary(path: Path, record: dict[str, Any], shape: dict[str, Any]) 
     writer = gguf.GGUFWriter(path, arch)
     described = {key: value for key, value in shape.items() if key.startswith(arch + ".")}
     for key, value in (described | record | {T + "token_type_count": 2}).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
         if key.endswith("charsmap"):
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT8)
         else:
-            add.get(type(value), writer.add_array)(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+            add_values(writer, {key: value})
+    finish(writer)
     return path
 
 

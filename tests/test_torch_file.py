@@ -160,6 +160,15 @@ def refused(path: Path, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def refused_when_cut(folder: Path, whole: bytes) -> None:
+    """At every byte."""
+    cut = folder / "cut.bin"
+    for size in range(1, len(whole)):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(ModelFileError):
+            read_torch(cut)
+
+
 # Hostile pickles
 
 
@@ -303,11 +312,7 @@ def test_legacy_files_whose_storages_do_not_fit(tmp_path: Path) -> None:
     refused(legacy(tmp_path, table, {"0": SIX[:-4]}), "has 5 values for storage '0', expected 6")
     refused(legacy(tmp_path, table, {"0": SIX}, b"1"), "has 1 bytes after its last storage")
     whole = legacy(tmp_path, table, {"0": SIX}).read_bytes()
-    cut = tmp_path / "cut.bin"
-    for size in range(1, len(whole)):
-        cut.write_bytes(whole[:size])
-        with pytest.raises(ModelFileError):
-            read_torch(cut)
+    refused_when_cut(tmp_path, whole)
     (tmp_path / "old.bin").write_bytes(whole.replace(pickle.dumps(1001, 2), pickle.dumps(1000, 2)))
     refused(tmp_path / "old.bin", "has version 1000 of its format")
 
@@ -316,12 +321,7 @@ def test_legacy_files_whose_storages_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_archives_cut_at_every_byte(tmp_path: Path) -> None:
-    whole = archive(tmp_path, table_pickle(), {"0": SIX}).read_bytes()
-    cut = tmp_path / "cut.bin"
-    for size in range(1, len(whole)):
-        cut.write_bytes(whole[:size])
-        with pytest.raises(ModelFileError):
-            read_torch(cut)
+    refused_when_cut(tmp_path, archive(tmp_path, table_pickle(), {"0": SIX}).read_bytes())
 
 
 def test_single_byte_changes_never_crash(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Tiny random HF checkpoints with a real byte-level BPE, made on the spot by transformers."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 TEXT = [
     "Once upon a time there was a little mill by the river, and in the mill lived a cat.",
@@ -90,3 +93,17 @@ def hf_logits(model: Any, tokens: np.ndarray, ends: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         out = model(torch.from_numpy(np.asarray(tokens, dtype=np.int64))[None], attention_mask=mask[None, None])
     return out.logits[0].numpy()
+
+
+def assert_refused(checkpoint: Path, folder: Path, edit: dict[str, Any], message: str) -> None:
+    """The checkpoint with fields of its config.json changed is not converted, and nothing is left in `folder`."""
+    from localdiff.convert import convert
+    from localdiff.errors import ModelFileError
+
+    shutil.copytree(checkpoint, folder / "hf")
+    config = json.loads((folder / "hf" / "config.json").read_text())
+    (folder / "hf" / "config.json").write_text(json.dumps(config | edit))
+    with pytest.raises(ModelFileError) as caught:
+        convert(folder / "hf", folder / "out.gguf")
+    assert message in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == ["hf"]

@@ -6,6 +6,7 @@ from typing import Any
 import gguf
 import gguf.quants
 import numpy as np
+from gguf_values import add_values, finish
 from text_metadata import tiny_bpe
 
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
@@ -13,11 +14,15 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% 
 
 def write_tiny(
     path: Path, *, record: bool = True, arch: str = "llama", context: int = 64, dim: int = 32, layers: int = 1,
-    kind: str = "F32", name: str = "tiny", **metadata: Any,
+    kind: str = "F32", name: str = "tiny", text: dict[str, Any] | None = None, **metadata: Any,
 ) -> Path:  # fmt: skip
-    """Write a model with matrices of one type; record: with a diffusion record whose mask is the tokenizer's."""
+    """Write a model with matrices of one type.
+
+    record   with a diffusion record whose mask is the tokenizer's
+    text     the keys of its tokenizer; None: a tiny BPE, changed by `metadata`
+    """
     ffn, heads = 2 * dim, 2
-    text = tiny_bpe(**metadata)
+    text = tiny_bpe(**metadata) if text is None else dict(text)
     vocab = len(text["tokenizer.ggml.tokens"])
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(name)
@@ -30,10 +35,8 @@ def write_tiny(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(dim // heads)
     if not record:
-        del text["tokenizer.ggml.mask_token_id"]
-    for key, value in text.items():
-        add = {int: writer.add_uint32, str: writer.add_string, bool: writer.add_bool}.get(type(value), writer.add_array)
-        add(key, value)
+        text.pop("tokenizer.ggml.mask_token_id", None)
+    add_values(writer, text)
     if record:
         writer.add_bool("diffusion.shift_logits", False)
         writer.add_array("localdiff.stop_token_ids", [261])
@@ -52,8 +55,5 @@ def write_tiny(
             writer.add_tensor(name, values + 1)
         else:
             writer.add_tensor(name, gguf.quants.quantize(values, matrices), raw_dtype=matrices)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path

@@ -5,10 +5,17 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 _WIDTH = 24  # of the bar, in columns
 _SECONDS = 0.1  # between two paintings
+
+
+def show_notes(notices: Iterable[str]) -> None:
+    """What a command has to say of its result, below the line."""
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr)
 
 
 class Bar:

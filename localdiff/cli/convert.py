@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .bar import Bar
+from .bar import Bar, show_notes
 
 
 @click.command(short_help="make a GGUF file from a checkpoint")
@@ -41,8 +41,7 @@ def command(
             name=name,
             progress=bar.show,
         )
-    for notice in report.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    show_notes(report.notices)
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())
     print(
         f"{report.path}: {report.arch}, {report.parameters:,} parameters, {report.file_bytes:,} bytes; tensors {types}",

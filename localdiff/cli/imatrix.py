@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .bar import Bar
+from .bar import Bar, show_notes
 from .flags import ManyValues
 
 
@@ -51,8 +51,7 @@ def command(
             threads=threads,
             progress=bar.show,
         )
-    for notice in report.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    show_notes(report.notices)
     share = report.masked / (report.chunks * report.length)
     what = "whole text, causal" if causal else f"{share:.0%} of the tokens masked"
     print(

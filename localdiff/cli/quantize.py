@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .bar import Bar
+from .bar import Bar, show_notes
 
 
 @click.command(short_help="make a GGUF file smaller")
@@ -37,8 +37,7 @@ def command(
             allow_requantize=allow_requantize,
             progress=bar.show,
         )
-    for notice in report.notices:
-        print(f"note: {notice}", file=sys.stderr)
+    show_notes(report.notices)
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())
     print(
         f"{report.path}: {report.type}, {report.source_bytes:,} -> {report.file_bytes:,} bytes, "

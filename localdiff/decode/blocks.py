@@ -6,7 +6,7 @@ attention the model sees fixed blocks of positions; then blocks begin at multipl
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,7 +39,12 @@ def current_block(canvas: Canvas, block_length: int, aligned: bool) -> tuple[int
 
 
 class BlockDecoder(Decoder):
-    """A decoder that looks at the masked positions of the first unfinished block."""
+    """A decoder that looks at the masked positions of the first unfinished block.
+
+    alternatives  how many of the likeliest tokens of each it wants to know
+    """
+
+    alternatives: ClassVar[int] = 0
 
     @property
     def cut(self) -> tuple[int, bool]:
@@ -48,4 +53,4 @@ class BlockDecoder(Decoder):
 
     def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
         _, block = current_block(canvas, *self.cut)
-        return Look(masked_of(canvas, block))
+        return Look(masked_of(canvas, block), alternatives=self.alternatives)

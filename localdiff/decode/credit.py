@@ -3,24 +3,20 @@
 CreditDecoding (arXiv:2510.06133): each masked position of the current block keeps a credit for every token. At each
 step the credits decay by DECAY and the likeliest token, of probability p, gains p ** BOOST; ALPHA * ln(1 + credit) is
 added to the logits. Positions whose token is then at least as probable as the threshold are written, the best one in
-any case. Credits of tokens that are not among the KEPT likeliest count for nothing at that step. At temperature 0 the
-token is the likeliest with credit, else the one that was drawn.
+any case. Credits of tokens that are not among the likeliest (`alternatives`) count for nothing at that step. At
+temperature 0 the token is the likeliest with credit, else the one that was drawn.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 
-from ..canvas import Canvas, Commits
+from ..canvas import Commits
 from .blocks import BlockDecoder
-from .decoder import Look, Move, Turn, stated
+from .decoder import Move, Turn, stated
 from .order import sure_or_best
 
 ALPHA, BOOST, DECAY = 0.7, 0.2, 0.8
-KEPT = 64
 
 Credits = dict[int, dict[int, float]]  # position -> token -> credit
 
@@ -28,15 +24,13 @@ Credits = dict[int, dict[int, float]]  # position -> token -> credit
 class Credit(BlockDecoder):
     """Memory: Credits."""
 
-    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
-        return replace(super().look(canvas, step, memory), alternatives=KEPT)
+    alternatives = 64
 
     def step(self, turn: Turn) -> Move:
         before: Credits = turn.memory or {}
         credits: Credits = {}
         tokens, trusted = turn.proposal.token.copy(), turn.proposal.probability.copy()
-        answers = zip(turn.proposal.alternative_token, turn.proposal.alternative_probability, strict=True)
-        for row, (position, (likely, probability)) in enumerate(zip(turn.rows.tolist(), answers, strict=True)):
+        for row, (position, likely, probability) in enumerate(turn.likeliest):
             mine = {token: DECAY * credit for token, credit in before.get(position, {}).items()}
             mine[int(likely[0])] = mine.get(int(likely[0]), 0.0) + float(probability[0]) ** BOOST
             credits[position] = mine

@@ -8,6 +8,7 @@ nor on which positions are still masked. Not here: how positions are ranked and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -89,6 +90,12 @@ class Turn:
         """Which of the rows are masked."""
         masked: Bools = self.canvas.state[self.rows] == MASKED
         return masked
+
+    @property
+    def likeliest(self) -> Iterator[tuple[int, Int32, Float32]]:
+        """Of each row its position, and its likeliest tokens with their probabilities, as many as were asked for."""
+        answers = self.proposal.alternative_token, self.proposal.alternative_probability
+        return zip(self.rows.tolist(), *answers, strict=True)
 
     def write(self, chosen: Bools | Places, scores: Floats | None = None) -> Commits:
         """Commit the proposed tokens of the chosen rows (a mask, or ascending places, over `rows`).

@@ -2,25 +2,20 @@
 
 KLASS (arXiv:2511.05664): in the current block a masked position is written where its token is more probable than the
 threshold and the divergence KL(now || before) of its distribution was below `divergence` at each of the last HISTORY
-steps; where none is, the likeliest one is. The divergence is computed over the KEPT likeliest tokens of both steps and
-everything else as one, which is at most the whole divergence and equal to it for small vocabularies.
+steps; where none is, the likeliest one is. The divergence is computed over the likeliest tokens (`alternatives`) of
+both steps and everything else as one, which is at most the whole divergence and equal to it for small vocabularies.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from ..canvas import Canvas
 from .blocks import BlockDecoder
-from .decoder import Look, Move, Turn, stated
+from .decoder import Move, Turn, stated
 from .order import sure_or_best
 
 HISTORY = 2
-KEPT = 64
 
 Seen = dict[int, tuple[dict[int, float], int]]  # position -> its likeliest tokens and for how many steps it is at rest
 
@@ -28,14 +23,12 @@ Seen = dict[int, tuple[dict[int, float], int]]  # position -> its likeliest toke
 class Klass(BlockDecoder):
     """Memory: Seen."""
 
-    def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
-        return replace(super().look(canvas, step, memory), alternatives=KEPT)
+    alternatives = 64
 
     def step(self, turn: Turn) -> Move:
         before: Seen = turn.memory or {}
         now: Seen = {}
-        answers = zip(turn.proposal.alternative_token, turn.proposal.alternative_probability, strict=True)
-        for position, (tokens, probabilities) in zip(turn.rows.tolist(), answers, strict=True):
+        for position, tokens, probabilities in turn.likeliest:
             likely = dict(zip(tokens.tolist(), probabilities.tolist(), strict=True))
             last, rested = before.get(position, ({}, 0))
             still = bool(last) and divergence(likely, last) < stated(self.settings.divergence)
