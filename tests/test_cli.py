@@ -73,6 +73,17 @@ def test_importing_the_package_loads_neither_torch_nor_rich() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("missing", ["torch", "safetensors"])
+def test_training_says_which_package_it_lacks(missing: str, tmp_path: Path) -> None:
+    absent = f"import sys; sys.modules[{missing!r}] = None\n"
+    program = absent + "from localdiff.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = ["adapt", "base", "-o", str(tmp_path / "out"), "--data", "text.txt"]
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"training needs the package '{missing}', which is not installed" in done.stderr
+
+
 def test_adapt_shows_its_flags_without_torch() -> None:
     from localdiff.adapt import AdaptOptions
 

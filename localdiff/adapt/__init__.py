@@ -17,7 +17,7 @@ checkpoint.py    atomic checkpoints, exact resume  progress.py      bar, JSON lo
 bound.py         held-out likelihood               flops.py         work done, share of the peak
 run.py           adapt(): ties them together
 
-torch and transformers (extra [train]) are imported when adapt() runs, not with this package.
+torch, safetensors and transformers (extra [train]) are imported when adapt() runs, not with this package.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def adapt(options: AdaptOptions, progress: Progress | None = None) -> AdaptResul
     raises     OptionError, ModelFileError for bad input; KeyboardInterrupt after Ctrl-C, with a checkpoint written
     """
     try:
+        import safetensors  # noqa: F401
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:

@@ -35,10 +35,11 @@ def command(base: str | None, **values: Any) -> None:
     else:
         options = AdaptOptions(**settings)
     from ..adapt import adapt
-    from ..adapt.processes import leave
     from ..adapt.progress import TerminalProgress
 
     result = adapt(options, TerminalProgress())
+    from ..adapt.processes import leave  # after adapt(), which says so where torch is missing
+
     if os.environ.get("RANK", "0") == "0":
         _tell(result)
     leave()
