@@ -9,7 +9,7 @@ from tiny import TEXT, tiny_checkpoint
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_adapt_train import StopAfter, log_of  # noqa: E402
+from test_adapt_train import interrupt, log_of  # noqa: E402
 
 from localdiff.adapt import AdaptOptions, adapt, noise  # noqa: E402
 from localdiff.adapt.base import load_folder  # noqa: E402
@@ -107,8 +107,7 @@ def test_a_continued_run_has_the_identical_curve_and_average(options, tmp_path):
     options = replace(options, eval_data=options.data, eval_every=4)
     adapt(options)
     halves = replace(options, output=str(tmp_path / "halves"))
-    with pytest.raises(KeyboardInterrupt):
-        adapt(halves, StopAfter(7))
+    interrupt(halves, 7)
     adapt(replace(halves, resume=True))
     assert log_of(halves.output) == log_of(options.output)
     published, again = weights_of(tmp_path / "out"), weights_of(tmp_path / "halves")
@@ -125,8 +124,7 @@ def test_a_continued_run_has_the_identical_curve_and_average(options, tmp_path):
 
 def test_a_stable_phase_is_continued_with_more_steps(options, tmp_path):
     """A checkpoint before the fall of the rate leads to what a longer run does."""
-    with pytest.raises(KeyboardInterrupt):
-        adapt(options, StopAfter(6))
+    interrupt(options, 6)
     adapt(replace(options, resume=True, steps=16, decay_steps=5))
     longer = replace(options, output=str(tmp_path / "longer"), steps=16, decay_steps=5)
     adapt(longer)

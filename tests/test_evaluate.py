@@ -384,7 +384,7 @@ def test_the_flags_of_evaluating_and_of_generating_are_other_flags() -> None:
         ({"task": "gsm8k", "data": ("a",), "shots": 2}, "--shots and --shots-data go together"),
         ({"task": "nll", "data": ("a",), "estimator": "bound"}, "--estimator has no meaning for nll"),
         ({"task": "infill", "data": ("a",), "draws": 3}, "--draws has no meaning for infill"),
-        ({"task": "nll", "data": ("a",), "limit": 0}, "limit is 0, expected 1 or more"),
+        ({"task": "nll", "data": ("a",), "limit": 0}, "limit is 0, expected 1 to 2147483647"),
         ({"task": "unconditional", "over_steps": "4,x"}, "--over-steps is '4,x'"),
     ],
 )

@@ -1,20 +1,19 @@
 """AdaptOptions: every setting of `localdiff adapt`, one field per command line flag and per key of a config file.
 
-The metadata of a field are `help` as shown, `short` where there is a one-letter flag, `choices` and the inclusive
-`range` of numbers. Checks that need no file live here; what depends on the base or the data is checked where that is
-read. Imports nothing heavy: the command line reads the fields at start.
+Checks that need no file live here; what depends on the base or the data is checked where that is read. Imports nothing
+heavy: the command line reads the fields at start.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
+from ..fields import ONE_UP, ZERO_UP, check_value, flag_name, option
 from . import methods
 
 OPTIONS_FILE = "adapt.json"  # the settings of a run, in its output folder
@@ -47,20 +46,6 @@ FREE_ON_RESUME = frozenset(
 )
 
 
-def _flag(
-    default: Any,
-    help: str,
-    *,
-    short: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    range: tuple[float, float] | None = None,
-) -> Any:
-    metadata = {"help": help, "short": short, "choices": choices, "range": range}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-_ONE_UP = (1, 2**31 - 1)
-_ZERO_UP = (0, 2**31 - 1)
 _SHARE = (0, 1)
 
 
@@ -68,88 +53,88 @@ _SHARE = (0, 1)
 class AdaptOptions:
     """Settings of one training run. Counts are whole numbers; rates are per optimiser step."""
 
-    base: str | None = _flag(None, "HF folder, .gguf or llama2.c .bin to start from; leave out with --shape")
-    output: str = _flag("", "folder for the result, its checkpoints and its log", short="o")
-    config: str | None = _flag(None, "TOML file of settings named like the flags; what is typed wins over it")
-    data: tuple[str, ...] = _flag(
-        (), "text files: .txt .jsonl, also with .xz or .gz; a file named twice counts twice; hub:NAME with --stream"
+    base: str | None = option("HF folder, .gguf or llama2.c .bin to start from; leave out with --shape", None)
+    output: str = option("folder for the result, its checkpoints and its log", "", short="o")
+    config: str | None = option("TOML file of settings named like the flags; what is typed wins over it", None)
+    data: tuple[str, ...] = option(
+        "text files: .txt .jsonl, also with .xz or .gz; a file named twice counts twice; hub:NAME with --stream", ()
     )
-    instruct: bool = _flag(False, "the data are .jsonl files of prompts and answers; only answers are learnt")
-    template: str = _flag(
-        "auto", "how prompts are written; auto: chat where the base has a template", choices=TEMPLATES
+    instruct: bool = option("the data are .jsonl files of prompts and answers; only answers are learnt", False)
+    template: str = option(
+        "how prompts are written; auto: chat where the base has a template", "auto", choices=TEMPLATES
     )
-    sep_token: str | None = _flag(None, "token between prompt and answer of the plain template")
-    pad_token: str | None = _flag(None, "token that fills the canvas after an answer; default: the base's own")
-    method: str = _flag("diffugpt", "how to train; ar is ordinary next-token training", choices=METHODS)
-    weight: str | None = _flag(None, "what a masked token weighs (mdlm, bd3lm, rdm)", choices=methods.ALL_WEIGHTS)
-    normalise: str | None = _flag(None, "what the loss is divided by (mdlm, bd3lm)", choices=methods.NORMALISERS)
-    shift: str | None = _flag(None, "whether row i - 1 predicts token i; default: as the method says", choices=SWITCH)
-    block_length: int | None = _flag(None, "tokens per block of bd3lm; default 32", range=_ONE_UP)
-    timesteps: int | None = _flag(None, "steps T of rdm; default 50", range=_ONE_UP)
-    mask_ratio: float | None = _flag(None, "rdm with a fixed share of masked tokens", range=(1e-6, 1))
-    label_smoothing: float | None = _flag(None, "of rdm, for training from scratch", range=(0, 0.999999))
-    times: str | None = _flag(
-        None, "noise levels of a batch (diffugpt, mdlm, bd3lm): drawn alone, or one in each equal part", choices=TIMES
+    sep_token: str | None = option("token between prompt and answer of the plain template", None)
+    pad_token: str | None = option("token that fills the canvas after an answer; default: the base's own", None)
+    method: str = option("how to train; ar is ordinary next-token training", "diffugpt", choices=METHODS)
+    weight: str | None = option("what a masked token weighs (mdlm, bd3lm, rdm)", None, choices=methods.ALL_WEIGHTS)
+    normalise: str | None = option("what the loss is divided by (mdlm, bd3lm)", None, choices=methods.NORMALISERS)
+    shift: str | None = option("whether row i - 1 predicts token i; default: as the method says", None, choices=SWITCH)
+    block_length: int | None = option("tokens per block of bd3lm; default 32", None, range=ONE_UP)
+    timesteps: int | None = option("steps T of rdm; default 50", None, range=ONE_UP)
+    mask_ratio: float | None = option("rdm with a fixed share of masked tokens", None, range=(1e-6, 1))
+    label_smoothing: float | None = option("of rdm, for training from scratch", None, range=(0, 0.999999))
+    times: str | None = option(
+        "noise levels of a batch (diffugpt, mdlm, bd3lm): drawn alone, or one in each equal part", None, choices=TIMES
     )
-    spans: float | None = _flag(
-        None, "share of sequences in which one run of tokens is hidden (diffugpt, mdlm)", range=_SHARE
+    spans: float | None = option(
+        "share of sequences in which one run of tokens is hidden (diffugpt, mdlm)", None, range=_SHARE
     )
-    length_head: bool = _flag(False, "train a predictor of answer lengths beside rdm")
-    resume: bool = _flag(False, "continue from the newest checkpoint in the output folder")
-    shape: str | None = _flag(None, "train from scratch with this JSON shape or named size")
-    tokenizer: str | None = _flag(None, "tokenizer file: tokenizer.json, or the .bin beside a llama2.c model")
-    mask_token: str | None = _flag(None, "mask token, added to the vocabulary where absent, such as '<mask>'")
-    mask_id: int | None = _flag(None, "id of an existing token to use as the mask", range=_ZERO_UP)
-    lora: int = _flag(0, "rank of LoRA adapters on all linear layers; 0: train every weight", range=(0, 4096))
-    lora_alpha: float | None = _flag(None, "scale of the adapters; default: twice the rank", range=(1e-6, 1e6))
-    lora_dropout: float = _flag(0.0, "dropout in front of the adapters", range=(0, 0.999999))
-    length: int = _flag(0, "tokens per training sequence; 0: the context length of the base", range=_ZERO_UP)
-    stream: int = _flag(
-        0, "read the text while training, shuffling within this many sequences; 0: tokenise it first", range=_ZERO_UP
+    length_head: bool = option("train a predictor of answer lengths beside rdm", False)
+    resume: bool = option("continue from the newest checkpoint in the output folder", False)
+    shape: str | None = option("train from scratch with this JSON shape or named size", None)
+    tokenizer: str | None = option("tokenizer file: tokenizer.json, or the .bin beside a llama2.c model", None)
+    mask_token: str | None = option("mask token, added to the vocabulary where absent, such as '<mask>'", None)
+    mask_id: int | None = option("id of an existing token to use as the mask", None, range=ZERO_UP)
+    lora: int = option("rank of LoRA adapters on all linear layers; 0: train every weight", 0, range=(0, 4096))
+    lora_alpha: float | None = option("scale of the adapters; default: twice the rank", None, range=(1e-6, 1e6))
+    lora_dropout: float = option("dropout in front of the adapters", 0.0, range=(0, 0.999999))
+    length: int = option("tokens per training sequence; 0: the context length of the base", 0, range=ZERO_UP)
+    stream: int = option(
+        "read the text while training, shuffling within this many sequences; 0: tokenise it first", 0, range=ZERO_UP
     )
-    batch: int = _flag(8, "sequences per forward pass and process", range=_ONE_UP)
-    accumulate: int = _flag(1, "forward passes per optimiser step", range=_ONE_UP)
-    steps: int = _flag(10000, "optimiser steps", range=_ONE_UP)
-    lr: float = _flag(3e-4, "peak learning rate", range=_SHARE)
-    warmup: int = _flag(2000, "steps over which the learning rate rises from 0", range=_ZERO_UP)
-    schedule: str = _flag(
-        "cosine", "learning rate after warm-up: cosine falls to 0; wsd is constant, then falls to 0", choices=SCHEDULES
+    batch: int = option("sequences per forward pass and process", 8, range=ONE_UP)
+    accumulate: int = option("forward passes per optimiser step", 1, range=ONE_UP)
+    steps: int = option("optimiser steps", 10000, range=ONE_UP)
+    lr: float = option("peak learning rate", 3e-4, range=_SHARE)
+    warmup: int = option("steps over which the learning rate rises from 0", 2000, range=ZERO_UP)
+    schedule: str = option(
+        "learning rate after warm-up: cosine falls to 0; wsd is constant, then falls to 0", "cosine", choices=SCHEDULES
     )
-    decay_steps: int | None = _flag(None, "last steps of wsd, in which the rate falls; default: a fifth", range=_ONE_UP)
-    optimizer: str = _flag("adamw", "muon: for the matrices of the layers, AdamW for the rest", choices=OPTIMIZERS)
-    ema: float = _flag(
-        0.0, "decay of a running average of the weights, which is evaluated and published; 0: none", range=(0, 0.999999)
+    decay_steps: int | None = option("last steps of wsd, in which the rate falls; default: a fifth", None, range=ONE_UP)
+    optimizer: str = option("muon: for the matrices of the layers, AdamW for the rest", "adamw", choices=OPTIMIZERS)
+    ema: float = option(
+        "decay of a running average of the weights, which is evaluated and published; 0: none", 0.0, range=(0, 0.999999)
     )
-    weight_decay: float = _flag(0.01, "weight decay; none on norms and biases", range=_SHARE)
-    beta1: float = _flag(0.9, "AdamW beta 1", range=(0, 0.999999))
-    beta2: float = _flag(0.999, "AdamW beta 2", range=(0, 0.999999))
-    clip: float = _flag(1.0, "largest gradient norm; 0: no clipping", range=(0, 1e9))
-    anneal_steps: int | None = _flag(
-        None, "steps until attention is fully bidirectional; 1: at once; default: 10000 for diffugpt", range=_ONE_UP
+    weight_decay: float = option("weight decay; none on norms and biases", 0.01, range=_SHARE)
+    beta1: float = option("AdamW beta 1", 0.9, range=(0, 0.999999))
+    beta2: float = option("AdamW beta 2", 0.999, range=(0, 0.999999))
+    clip: float = option("largest gradient norm; 0: no clipping", 1.0, range=(0, 1e9))
+    anneal_steps: int | None = option(
+        "steps until attention is fully bidirectional; 1: at once; default: 10000 for diffugpt", None, range=ONE_UP
     )
-    dtype: str = _flag("bf16", "arithmetic of the forward and backward pass; weights stay f32", choices=DTYPES)
-    device: str = _flag("auto", "where to train; auto: a GPU where there is one", choices=DEVICES)
-    attention: str = _flag(
-        "sdpa", "how it is computed; eager: plain products, faster on a CPU at short lengths", choices=ATTENTION
+    dtype: str = option("arithmetic of the forward and backward pass; weights stay f32", "bf16", choices=DTYPES)
+    device: str = option("where to train; auto: a GPU where there is one", "auto", choices=DEVICES)
+    attention: str = option(
+        "how it is computed; eager: plain products, faster on a CPU at short lengths", "sdpa", choices=ATTENTION
     )
-    checkpointing: bool = _flag(False, "compute activations again in the backward pass instead of keeping them")
-    peak_tflops: float | None = _flag(
-        None, "TFLOP/s that one device can do, for the utilisation shown; default: by its name", range=(1e-6, 1e9)
+    checkpointing: bool = option("compute activations again in the backward pass instead of keeping them", False)
+    peak_tflops: float | None = option(
+        "TFLOP/s that one device can do, for the utilisation shown; default: by its name", None, range=(1e-6, 1e9)
     )
-    seed: int = _flag(0, "seed of data order, noise and fresh weights", range=(0, 2**20))
-    save_every: int = _flag(500, "steps between checkpoints", range=_ONE_UP)
-    keep: int = _flag(2, "checkpoints to keep", range=_ONE_UP)
-    eval_data: tuple[str, ...] = _flag((), "held-out files, read like the training data")
-    eval_every: int = _flag(500, "steps between evaluations on the held-out text", range=_ONE_UP)
-    eval_sequences: int = _flag(32, "held-out sequences per evaluation", range=_ONE_UP)
-    threads: int | None = _flag(None, "CPU threads; default: torch's choice", range=(1, 4096))
-    diffusion: str | None = _flag(None, "generation defaults to record: decoder=,steps=,temperature=,top-p=")
+    seed: int = option("seed of data order, noise and fresh weights", 0, range=(0, 2**20))
+    save_every: int = option("steps between checkpoints", 500, range=ONE_UP)
+    keep: int = option("checkpoints to keep", 2, range=ONE_UP)
+    eval_data: tuple[str, ...] = option("held-out files, read like the training data", ())
+    eval_every: int = option("steps between evaluations on the held-out text", 500, range=ONE_UP)
+    eval_sequences: int = option("held-out sequences per evaluation", 32, range=ONE_UP)
+    threads: int | None = option("CPU threads; default: torch's choice", None, range=(1, 4096))
+    diffusion: str | None = option("generation defaults to record: decoder=,steps=,temperature=,top-p=", None)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None:
-                _check(field, value)
+                check_value(field, value, flag_name(field.name))
         if self.length == 1:
             raise OptionError("--length is 1, expected at least 2 tokens per sequence, or 0")
         if self.lr == 0:
@@ -231,20 +216,3 @@ class AdaptOptions:
     def lasting(self) -> dict[str, Any]:
         """The settings that a continuation must share."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE_ON_RESUME}
-
-
-def flag_name(field_name: str) -> str:
-    return "--" + field_name.replace("_", "-")
-
-
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
-    name, kind = flag_name(field.name), str(field.type)
-    choices, bounds = field.metadata["choices"], field.metadata["range"]
-    if choices is not None and value not in choices:
-        raise OptionError(f"{name} is '{value}', expected {' or '.join(choices)}")
-    if bounds is None:
-        return
-    number = isinstance(value, int) or (kind.startswith("float") and isinstance(value, float) and math.isfinite(value))
-    if not number or isinstance(value, bool) or not bounds[0] <= value <= bounds[1]:
-        what = "a number" if kind.startswith("float") else "a whole number"
-        raise OptionError(f"{name} is {value!r}, expected {what} from {bounds[0]:g} to {bounds[1]:g}")

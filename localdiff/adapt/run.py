@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from ..atomic import atomic_file
 from ..errors import OptionError
+from ..fields import flag_name
 from ..presets import parse_override
 from ..spec import RECORD_FILE, DiffusionSpec
 from . import checkpoint, lora, methods
@@ -27,7 +28,7 @@ from .bodies import Scorer
 from .bound import autoregressive_nll, diffusion_bound
 from .length_head import check_base, length_head_for, load_length_head
 from .objective import Objective
-from .options import OPTIONS_FILE, AdaptOptions, flag_name
+from .options import OPTIONS_FILE, AdaptOptions
 from .processes import Processes
 from .progress import Progress, SilentProgress, TrainingLog
 from .sources import Source, instruct_tokens, open_source

@@ -1,7 +1,6 @@
 """EvalOptions: every setting of `localdiff eval` that is not about generating; one field per command line flag.
 
-The metadata of a field are `help` as shown, `short`, `choices` and the inclusive `range` of numbers. Checks that need
-no file live here. Imports nothing heavy: the command line reads the fields at start.
+Checks that need no file live here. Imports nothing heavy: the command line reads the fields at start.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import OptionError
-from ..options import check_value
+from ..fields import ONE_UP, ZERO_UP, check_value, flag_name, option
 from .tasks import BOUND, PUBLISHED, TASKS
 
 ESTIMATORS = (BOUND, PUBLISHED)
@@ -20,18 +19,6 @@ DEFAULT_STEPS = "4,8,16,32,64"
 # Options of generating that an evaluation does not take: it has a seed of its own and one text for each item, whose
 # every token counts, whatever the time.
 NOT_OF_GENERATION = ("seed", "samples", "alternatives", "deadline", "report_drift")
-
-
-def _flag(
-    default: Any,
-    help: str,
-    *,
-    short: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    range: tuple[float, float] | None = None,
-) -> Any:
-    metadata = {"help": help, "short": short, "choices": choices, "range": range}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 _ONLY_FOR = {
@@ -44,44 +31,42 @@ _ONLY_FOR = {
     "length": "nll",
     "context": "nll",
 }
-_ONE_UP = (1, math.inf)
-_ZERO_UP = (0, math.inf)
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """Settings of one evaluation."""
 
-    task: str = _flag("", "what to measure", choices=tuple(TASKS))
-    data: tuple[str, ...] = _flag((), "the data set or texts: .txt or .jsonl, also .xz, .gz or .bz2")
-    output: str = _flag("", "write the result with every item here, as JSON", short="o")
-    records: str = _flag("", "write every item's record on a line of its own here, such as samples for an evaluator")
-    resume: bool = _flag(False, "go on with the items that an interrupted run with this output left out")
-    limit: int | None = _flag(None, "items at most", range=_ONE_UP)
-    seed: int = _flag(0, "of noise and generation; the same seed, the same result", range=(0, 2**63 - 1))
-    batch: int = _flag(16, "items that are worked on together, and written down together", range=_ONE_UP)
-    attention: str = _flag(
-        "", "causal: a left-to-right model, exact likelihoods, given what stands before only", choices=("causal",)
+    task: str = option("what to measure", "", choices=tuple(TASKS))
+    data: tuple[str, ...] = option("the data set or texts: .txt or .jsonl, also .xz, .gz or .bz2", ())
+    output: str = option("write the result with every item here, as JSON", "", short="o")
+    records: str = option("write every item's record on a line of its own here, such as samples for an evaluator", "")
+    resume: bool = option("go on with the items that an interrupted run with this output left out", False)
+    limit: int | None = option("items at most", None, range=ONE_UP)
+    seed: int = option("of noise and generation; the same seed, the same result", 0, range=(0, 2**63 - 1))
+    batch: int = option("items that are worked on together, and written down together", 16, range=ONE_UP)
+    attention: str = option(
+        "causal: a left-to-right model, exact likelihoods, given what stands before only", "", choices=("causal",)
     )
-    draws: int | None = _flag(None, "noise draws for each likelihood bound (default 8 for nll, else 32)", range=_ONE_UP)
-    estimator: str = _flag(
-        "", "of multiple choice: the paper's mean over rates, or the bound (default published)", choices=ESTIMATORS
+    draws: int | None = option("noise draws for each likelihood bound (default 8 for nll, else 32)", None, range=ONE_UP)
+    estimator: str = option(
+        "of multiple choice: the paper's mean over rates, or the bound (default published)", "", choices=ESTIMATORS
     )
-    length: int | None = _flag(None, "nll: tokens of a sequence (default 512, or the canvas)", range=(2, math.inf))
-    context: int = _flag(1, "nll: tokens at the start of each sequence that are given, not scored", range=_ZERO_UP)
-    shots: int = _flag(0, "gsm8k: solved problems before the question", range=_ZERO_UP)
-    shots_data: str = _flag("", "gsm8k: the file they are taken from")
-    execute_code: bool = _flag(
-        False, "humaneval-infill: run the generated code, limited in time and memory but not confined"
+    length: int | None = option("nll: tokens of a sequence (default 512, or the canvas)", None, range=(2, math.inf))
+    context: int = option("nll: tokens at the start of each sequence that are given, not scored", 1, range=ZERO_UP)
+    shots: int = option("gsm8k: solved problems before the question", 0, range=ZERO_UP)
+    shots_data: str = option("gsm8k: the file they are taken from", "")
+    execute_code: bool = option(
+        "humaneval-infill: run the generated code, limited in time and memory but not confined", False
     )
-    texts: int = _flag(16, "unconditional: texts for each number of steps", range=_ONE_UP)
-    over_steps: str = _flag(DEFAULT_STEPS, "unconditional: numbers of denoise steps, joined by commas")
-    judge: str = _flag("", "unconditional: autoregressive GGUF file that scores the texts")
+    texts: int = option("unconditional: texts for each number of steps", 16, range=ONE_UP)
+    over_steps: str = option("unconditional: numbers of denoise steps, joined by commas", DEFAULT_STEPS)
+    judge: str = option("unconditional: autoregressive GGUF file that scores the texts", "")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default and (field.metadata["choices"] or field.metadata["range"]):
+            if value != field.default:
                 check_value(field, value)
         if not self.task:
             raise OptionError(f"--task is missing, expected one of {', '.join(TASKS)}")
@@ -94,8 +79,9 @@ class EvalOptions:
         for field in dataclasses.fields(self):
             task = _ONLY_FOR.get(field.name, self.task)
             if task != self.task and getattr(self, field.name) != field.default:
-                flag = field.name.replace("_", "-")
-                raise OptionError(f"--{flag} has no meaning for {self.task}, only for {task}; leave it out")
+                raise OptionError(
+                    f"{flag_name(field.name)} has no meaning for {self.task}, only for {task}; leave it out"
+                )
         if bool(self.shots) != bool(self.shots_data):
             raise OptionError("--shots and --shots-data go together: how many solved problems, and where they are")
         if self.estimator and TASKS[self.task].place != TASKS["piqa"].place:
