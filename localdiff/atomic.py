@@ -41,7 +41,7 @@ def atomic_file(
         else:
             os.link(temporary, target)  # unlike a rename it fails where the name was taken meanwhile
             temporary.unlink()
-        _sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise ModelFileError(f"{target}: could not be written: {error}") from error
     finally:
@@ -89,8 +89,9 @@ def _remove_stale(target: Path) -> None:
                 os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

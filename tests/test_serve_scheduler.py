@@ -18,6 +18,7 @@ from localdiff.errors import EngineError, OptionError
 from localdiff.generation import DenoiseEvent, Generation
 from localdiff.model import Model
 from localdiff.options import GenerateOptions
+from localdiff.serve.hub import Hub
 from localdiff.serve.scheduler import Busy, Limits, Scheduler, Stopping, TooLate
 from localdiff.spec import DiffusionSpec
 from localdiff.text import Tokenizer
@@ -52,9 +53,9 @@ def limits(parallel: int = 4, waiting: int = 100, seconds: float = 60.0, memory:
     return Limits(parallel, waiting, seconds, memory)
 
 
-def fake(logits: Any = None, vocab: int = 0) -> tuple[Model, FakeEngine]:
+def fake(logits: Any = None, vocab: int = 0, lengths: Any = None) -> tuple[Model, FakeEngine]:
     size = vocab or Tokenizer.from_gguf(tiny_bpe()).vocab_size
-    engine = FakeEngine(logits or random_table(size), size)
+    engine = FakeEngine(logits or random_table(size), size, lengths=lengths)
     return Model(engine, tiny_bpe(), DiffusionSpec(MASK, True), Path("fake.gguf")), engine  # type: ignore[arg-type]
 
 
@@ -70,6 +71,18 @@ ASKED = [
     {"prompt": "The bird", "max_new_tokens": 12, "seed": 9, "guidance": 1.0, "negative_prompt": "One day a big dog"},
     {"prompt": "The bird", "max_new_tokens": 30, "seed": 10, "stop": ".", "repetition_penalty": 1.3},
 ]  # fmt: skip
+
+
+def test_a_length_head_is_asked_on_the_schedulers_thread() -> None:
+    model, engine = fake(lengths=np.eye(20, dtype=np.float32)[8])
+    asked, logits = [], model.length_logits
+    model.length_logits = lambda tokens: (asked.append(threading.current_thread().name), logits(tokens))[1]  # type: ignore
+    hub = Hub([("it", model)], limits())
+    pages = hub.find("it").prompt("The cat", GenerateOptions(decoder="rdm", steps=2))
+    hub.close()
+    assert [len(page.job.canvas.masked) for page in pages] == [9]
+    assert asked == ["localdiff-engine"]
+    assert sum(len(session.prompts) for session in engine.sessions) == 1
 
 
 def test_texts_come_out_as_they_do_alone(stories: Model) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ..atomic import sync
 from ..errors import ModelFileError
 from . import lora
 from .base import Base
@@ -45,14 +46,6 @@ class State:
     length: int
     mask_token: int | None
     processes: int = 1
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -112,11 +105,11 @@ def _write(
             json.dumps({"format": FORMAT, **state.__dict__}, indent=2) + "\n", encoding="utf-8"
         )
         for path in folder.iterdir():
-            _sync(path)
+            sync(path)
         read_state(folder)
-        _sync(folder)
+        sync(folder)
         os.rename(folder, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def read_state(folder: Path) -> State:
@@ -161,7 +154,7 @@ def publish(output: Path, base: Base, trainer: Trainer, record: str | None, reco
             (folder / record_name).write_text(record, encoding="utf-8")
         names = sorted((path.name for path in folder.iterdir()), key=lambda name: name == "config.json")
         for name in names:
-            _sync(folder / name)
+            sync(folder / name)
         for name in names:
             os.replace(folder / name, output / name)
-    _sync(output)
+    sync(output)
