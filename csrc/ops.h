@@ -100,14 +100,15 @@ struct AttentionLayer {
   float scale;  // of the scores
 };
 
-// One computed row: where its state lives, which places [lo, hi) of the state it sees, and the position it stands for.
-// Place and position differ where tokens are stored in another order than they are read. store_kv adds to drift, where it
-// is not null, 1 - the cosine of the row's values and those they replace.
+// One computed row: where its state lives, which places [lo, hi) of the state it sees, all but `hidden`, and the position
+// it stands for. Place and position differ where tokens are stored in another order than they are read. store_kv adds to
+// drift, where it is not null, 1 - the cosine of the row's values and those they replace.
 struct RowInfo {
   int32_t slot;
   int32_t place;
   int32_t lo, hi;
-  int32_t position;  // < ContextShape::slot_length
+  int32_t position;     // < ContextShape::slot_length
+  int32_t hidden = -1;  // -1 = none
   float* drift = nullptr;
 };
 
@@ -169,6 +170,7 @@ struct ScoreRow {
   float* alternative_probability;
   const uint32_t* allowed = nullptr;  // bits of the tokens that may be proposed, host memory; null = all
   float* logits = nullptr;            // [vocab] as the head gives them
+  int32_t wanted = -1;                // the token that is scored instead of a proposed one, -1 = none
 };
 
 // Where the inputs of observed weights are added up, host memory: squares by column, and how many rows there were.
@@ -234,7 +236,7 @@ struct Ops {
   // memory [length, kv_heads * head_dim].
   void (*read_kv)(Context*, int layer, int slot, int length, float* k, float* v);
   void (*write_kv)(Context*, int layer, int slot, int length, const float* k, const float* v);
-  // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head; out at stride heads * head_dim. float32 softmax.
+  // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head, without `hidden`; out at stride heads * head_dim. float32 softmax.
   void (*attention)(Context*, const AttentionLayer&, const float* qkv, int stride, const RowInfo*, int rows,
                     float* out);
   // Scores rows of the input against the head; score[r] is its row r. Returns the index of the first row whose logits

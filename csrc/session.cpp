@@ -13,25 +13,37 @@ struct Interval {
   int32_t lo, hi;
 };
 
+// What is a canvas of its own and does not see the shadows behind it.
+int32_t length_of(const ld_canvas& canvas) { return canvas.length - canvas.n_shadow; }
+
+// The place that a shadow asks for, -1 where the place is none.
+int32_t hidden_from(const ld_canvas& canvas, int32_t place) {
+  return place < length_of(canvas) ? -1 : canvas.hidden[place - length_of(canvas)];
+}
+
 Interval visible(const ld_canvas& canvas, int32_t position) {
+  const int32_t length = length_of(canvas);
+  if (position >= length) return {0, canvas.length};
   switch (canvas.attention) {
     case LD_ATTENTION_CAUSAL:
       return {0, position + 1};
     case LD_ATTENTION_BLOCK_CAUSAL:
       return {0, static_cast<int32_t>(std::min<int64_t>(
-                     canvas.length, (static_cast<int64_t>(position) / canvas.block_length + 1) * canvas.block_length))};
+                     length, (static_cast<int64_t>(position) / canvas.block_length + 1) * canvas.block_length))};
     case LD_ATTENTION_PREFIX_CAUSAL:
-      return {0, position < canvas.prefix ? position + 1 : canvas.length};
+      return {0, position < canvas.prefix ? position + 1 : length};
     default:
-      return {0, canvas.length};
+      return {0, length};
   }
 }
 
+// The row that predicts a position.
 int32_t source_of(const ld_canvas& canvas, int32_t position) {
-  return canvas.logit_shift && position > 0 ? position - 1 : position;
+  return canvas.logit_shift && position > 0 && position < length_of(canvas) ? position - 1 : position;
 }
 
 int32_t position_at(const ld_canvas& canvas, int32_t place) {
+  if (hidden_from(canvas, place) >= 0) return source_of(canvas, hidden_from(canvas, place));
   return canvas.positions == nullptr ? place : canvas.positions[place];
 }
 
@@ -116,6 +128,13 @@ void Session::check(const ld_canvas& canvas, int index) {
         throw Error(LD_INVALID, text("canvas %d: positions[%d] is %d, expected 0 to %d", index, p, canvas.positions[p],
                                      options_.slot_length - 1));
   }
+  expect(canvas.n_shadow >= 0 && canvas.n_shadow < canvas.length, "n_shadow must be 0 or more and less than length");
+  if (canvas.n_shadow > 0) {
+    expect(canvas.hidden != nullptr, "hidden is NULL");
+    expect(canvas.positions == nullptr, "positions and shadows exclude each other: the place hidden would be another's");
+    expect(model_.config().window == 0, "shadows cannot be given to a model with windows");
+    check_ascending("hidden", "positions", index, canvas.hidden, canvas.n_shadow, length_of(canvas));
+  }
   expect(canvas.n_compute >= 0, "a count is negative");
   const int vocab = model_.config().vocab;
   for (int p = 0; p < canvas.length; p++)
@@ -172,10 +191,11 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
     float* drift = canvas.value_drift == nullptr ? nullptr : canvas.value_drift + i;
     if (drift != nullptr) *drift = known[place] ? 0.0f : 1.0f;
     if (!known[place]) drift = nullptr;
-    info_.push_back({canvas.slot, place, seen.lo, seen.hi, position, drift});
+    const int32_t hidden = hidden_from(canvas, place);
+    info_.push_back({canvas.slot, place, seen.lo, seen.hi, position, hidden, drift});
     windowed_.push_back({canvas.slot, place, std::max(seen.lo, place - window),
                          static_cast<int32_t>(std::min<int64_t>(seen.hi, int64_t{place} + window + 1)), position,
-                         drift});
+                         hidden, drift});
   }
 
   known_before_[0] = 0;
@@ -189,13 +209,14 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
 
   sampling_.push_back(sampling_of(canvas));
   for (int i = 0; i < canvas.n_score; i++) {
-    const int32_t position = canvas.score[i];
+    const int32_t position = canvas.score[i], hidden = hidden_from(canvas, position);
     const int32_t row = row_of_[source_of(canvas, position)];
     if (row < 0)
       throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
                                    index, position, source_of(canvas, position)));
-    score_[first + i * step] =
-        scored_row(canvas, i, model_.config().vocab, position_at(canvas, position), &sampling_.back());
+    score_[first + i * step] = scored_row(canvas, i, model_.config().vocab,
+                                          hidden < 0 ? position_at(canvas, position) : hidden, &sampling_.back());
+    if (hidden >= 0) score_[first + i * step].wanted = canvas.tokens[hidden];
     pick_[first + i * step] = row;
   }
 }

@@ -58,8 +58,15 @@ class Reference:
     def key(self, name: str, absent: Any = None) -> Any:
         return self.metadata.get(f"{self.arch}.{name}", absent)
 
-    def logits(self, tokens: np.ndarray, hi: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
-        """float64 [length, vocab]: one pass in which row p sees rows [0, hi[p]) and stands for positions[p]."""
+    def logits(
+        self,
+        tokens: np.ndarray,
+        hi: np.ndarray,
+        positions: np.ndarray | None = None,
+        hidden: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """float64 [length, vocab]: one pass in which row p sees rows [0, hi[p]) without hidden[p] and stands for
+        positions[p]."""
         place = np.arange(len(tokens))
         positions = place if positions is None else positions
         x = self.tensors["token_embd.weight"][tokens]
@@ -74,6 +81,8 @@ class Reference:
             block = f"blk.{layer}."
             local = period > 0 and layer % self.key("attention.sliding_window_pattern", period) != 0
             visible = place[None, :] < np.asarray(hi)[:, None]
+            if hidden is not None:
+                visible &= place[None, :] != hidden[:, None]
             if local:
                 visible &= np.abs(place[None, :] - place[:, None]) <= window
             out = self._attention(block, self._norm(x, block + "attn_norm"), visible, positions, local)

@@ -4,7 +4,8 @@
 // the block's edges, so its result depends on nothing but its own query and interval.
 //
 // Scores of a tile: [rows][kSpan], a key panel at a time (q is packed [head_dim][rows], times scale). Positions outside a
-// row's interval get -infinity before the softmax and are never multiplied with values, which may be stale.
+// row's interval get -infinity before the softmax and are never multiplied with values, which may be stale. So does the
+// one that is hidden from it; its weight is 0.
 
 constexpr int kSpan = 128;  // positions per block
 static_assert(kSpan % kKeyPanel == 0 && kKeyPanel % (2 * kWidth) == 0 && kValueAlign % kWidth == 0);
@@ -105,10 +106,10 @@ struct Interval {
   int from, to;
 };
 
-// One tile against positions [block, block + kSpan): rows see the intervals `seen`, relative to the block, those of
-// `used` panels are scored.
-LD_INLINE void attend_tile(const TileKernels& tile, int queries, const Interval* seen, Interval used, const float* q,
-                           const float* keys, const float* values, int head_dim, int width, float* s, Running* running,
+// One tile against positions [block, block + kSpan): rows see the intervals `seen` but for the position `hidden` (-1 =
+// none), all relative to the block; those of `used` panels are scored.
+LD_INLINE void attend_tile(const TileKernels& tile, int queries, const Interval* seen, const int* hidden, Interval used,
+                           const float* q, const float* keys, const float* values, int head_dim, int width, float* s, Running* running,
                            float* o) {
   for (int j = used.from; j < used.to; j += kKeyPanel) {
     tile.scores(q, keys + static_cast<ptrdiff_t>(j) * head_dim, head_dim, s + j);
@@ -119,6 +120,7 @@ LD_INLINE void attend_tile(const TileKernels& tile, int queries, const Interval*
     float* row = s + r * kSpan;
     for (int j = used.from; j < seen[r].from && j < used.to; ++j) row[j] = kMinusInfinity;
     for (int j = seen[r].to > used.from ? seen[r].to : used.from; j < used.to; ++j) row[j] = kMinusInfinity;
+    if (hidden[r] >= 0) row[hidden[r]] = kMinusInfinity;
     vf top = broadcast(running[r].max);
     for (int j = used.from; j < used.to; j += kWidth) top = maximum(load(row + j), top);
     const float max = largest(top);
@@ -197,9 +199,11 @@ void attend(const AttentionTask& task) {
     for (int first = 0; first < queries; first += LD_ROWS) {
       const int count = queries - first < LD_ROWS ? queries - first : LD_ROWS;
       Interval seen[LD_ROWS], used{kSpan, 0};
+      int hidden[LD_ROWS];
       for (int r = 0; r < count; ++r) {
         const RowInfo& row = task.rows[(first + r) / task.group];
         seen[r] = {clamp(row.lo - block, 0, kSpan), clamp(row.hi - block, 0, kSpan)};
+        hidden[r] = row.hidden >= block && row.hidden < block + kSpan ? row.hidden - block : -1;
         if (seen[r].from >= seen[r].to) {
           seen[r] = {0, 0};
           continue;
@@ -209,7 +213,7 @@ void attend(const AttentionTask& task) {
       }
       if (used.from >= used.to) continue;
       used = {used.from / kKeyPanel * kKeyPanel, (used.to + kKeyPanel - 1) / kKeyPanel * kKeyPanel};
-      attend_tile(tile_for(count), count, seen, used, q + static_cast<ptrdiff_t>(first) * head_dim, keys, values,
+      attend_tile(tile_for(count), count, seen, hidden, used, q + static_cast<ptrdiff_t>(first) * head_dim, keys, values,
                   head_dim, width, s, running + first, o + static_cast<ptrdiff_t>(first) * width);
     }
   }

@@ -202,12 +202,13 @@ bool score_row(const VectorKernels& kernels, float* logits, int vocab, const Sco
     distribution.weighted = kernels.exponentials(logits, blocks, max, factor, scratch.e, scratch.block_sum);
     distribution.sum = sum_blocks(scratch, blocks);
   };
-  int32_t token = top.token[0];
+  int32_t token = row.wanted >= 0 ? row.wanted : top.token[0];
   const bool sampled = draws || (scores && sampling.scores_sampled);
   if (sampled) {
     exponentials(scale);
     if (filters) filter(kernels, logits, blocks, max, sampling, scratch, &distribution);
-    if (draws) token = draw(scratch, blocks, distribution, philox_uniform(sampling.seed, row.position, sampling.step));
+    if (draws && row.wanted < 0)
+      token = draw(scratch, blocks, distribution, philox_uniform(sampling.seed, row.position, sampling.step));
   }
   if (scores && !sampling.scores_sampled && (!sampled || filters || scale != 1)) exponentials(1);
 

@@ -122,6 +122,7 @@ __global__ void attend_kernel(AttentionLayer layer, State state, int heads, cons
   const float *key = state.keys + first, *value = state.values + first;
   float largest = -INFINITY, total = 0;
   for (int place = at.lo; place < at.hi; ++place, key += step, value += step) {
+    if (place == at.hidden) continue;  // the whole warp
     float dot = 0;
     for (int i = 0; i < kPerLane; ++i) {
       const int d = i * kWarp + lane;

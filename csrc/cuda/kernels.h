@@ -17,7 +17,7 @@ struct Matrix {
 
 // RowInfo in device memory.
 struct Row {
-  int32_t slot, place, lo, hi, position;
+  int32_t slot, place, lo, hi, position, hidden;
 };
 
 // ---- rows.cu ----
@@ -92,6 +92,7 @@ struct ScoreTask {
   const uint32_t* allowed;
   int32_t companion;  // the row whose logits guide, -1 = none
   int32_t skip;       // a companion itself
+  int32_t wanted;     // the token that is scored instead of a proposed one, -1 = none
 };
 struct ScoreResults {  // [rows] each; alternatives [rows][64]
   int32_t* token;

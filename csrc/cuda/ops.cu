@@ -197,7 +197,8 @@ void experts(Context* c, const LinearInput& input, int rows, const Experts& e, f
 // The rows in device memory; they are sent once for all layers.
 const cuda::Row* rows_of(Context* c, const RowInfo* rows, int n_rows) {
   std::vector<cuda::Row> now(n_rows);
-  for (int r = 0; r < n_rows; ++r) now[r] = {rows[r].slot, rows[r].place, rows[r].lo, rows[r].hi, rows[r].position};
+  for (int r = 0; r < n_rows; ++r)
+    now[r] = {rows[r].slot, rows[r].place, rows[r].lo, rows[r].hi, rows[r].position, rows[r].hidden};
   for (int i = 0; i < 2; ++i) {
     const auto& held = c->rows[i].held;
     if (held.size() == now.size() && memcmp(held.data(), now.data(), now.size() * sizeof(cuda::Row)) == 0)

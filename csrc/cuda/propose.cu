@@ -245,11 +245,11 @@ __global__ void __launch_bounds__(kThreads) score_kernel(float* logits, float* s
   const bool filters = task.top_k > 0 || (task.top_p > 0 && task.top_p < 1);
   const bool sampled = draws || task.scores_sampled;
   const float factor = draws ? fminf(1 / task.temperature, 1e30f) : 1;
-  int token = top[0].token;
+  int token = task.wanted < 0 ? top[0].token : task.wanted;
   if (sampled) {
     s.exponentials(factor);
     if (filters) s.filter(task.top_k, task.top_p);
-    if (draws) token = s.draw(task.uniform);
+    if (draws && task.wanted < 0) token = s.draw(task.uniform);
   }
   if (!task.scores_sampled && (!sampled || filters || factor != 1)) s.exponentials(1);
   __syncthreads();

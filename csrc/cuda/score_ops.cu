@@ -58,7 +58,7 @@ std::vector<cuda::ScoreTask> tasks_of(Context* c, const ScoreRow* score, int fir
                      philox_uniform(s.seed, row.position, s.step), at(places.forbidden, s.forbidden),
                      at(places.repeated, s.repeated), at(places.bias_token, s.bias_token), at(places.bias, s.bias),
                      row.allowed == nullptr ? nullptr : at(allowed[i], row.allowed), s.guidance != 0 ? i + 1 : -1,
-                     i > 0 && score[first + i - 1].sampling->guidance != 0});
+                     i > 0 && score[first + i - 1].sampling->guidance != 0, row.wanted});
   }
   return tasks;
 }

@@ -229,6 +229,12 @@ typedef struct ld_canvas {
   const float *bias;         /* [n_bias] added to their logits, -1e9 to 1e9 */
   const uint32_t *allowed;   /* [n_score][(vocab + 31) / 32] bit t % 32 of word t / 32: token t may be proposed; NULL = all */
   float *logits;             /* result or NULL: [n_score][vocab] of the model, before all changes */
+  /* The last n_shadow of the tokens are shadows, which ask once more for tokens that are there. Shadow i stands where the
+   * row that predicts position hidden[i] stands, sees all places of the canvas but hidden[i], and all shadows; the canvas
+   * before them does not see them. Scored, at its place, it is its own row and stands for hidden[i], whatever logit_shift
+   * is: `token` is not proposed but the one at hidden[i]. Not with positions, nor for models with windows. */
+  const int32_t *hidden;     /* [n_shadow] ascending, each less than length - n_shadow */
+  int32_t n_shadow;
 } ld_canvas;
 
 /* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees

@@ -49,7 +49,11 @@ class Request:
     bias_tokens  int32, ascending; bias float32 of the same length is added to their logits
     allowed      uint32 [n, ceil(vocab / 32)], see pack_tokens(): tokens that may be proposed at each scored position
     logits       float32 [n, vocab], filled by the call: those of the model; None = not asked
+    hidden       int32 [m] positions, ascending, whose tokens are asked for once more: they are scored by rows that see
+                 everything but that token (the header's shadows), and the answers stand behind the other n; None = none
+    shadows      int32 [m] the tokens that those rows hold
 
+With hidden n counts those answers too, and so do the rows computed; the slot holds m positions more than tokens.
     Logits change in this order: guidance, penalty, bias, then tokens are removed; all else is as if the model had given
     the result.
     """
@@ -80,6 +84,8 @@ class Request:
     bias: Float32 | None = None
     allowed: npt.NDArray[np.uint32] | None = None
     logits: Float32 | None = None
+    hidden: Int32 | None = None
+    shadows: Int32 | None = None
 
 
 def pack_tokens(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
@@ -310,6 +316,9 @@ def _canvases(requests: Sequence[Request], vocab: int) -> tuple[Any, list[int], 
 
     for canvas, request in zip(canvases, everything, strict=True):
         canvas.struct_size = ffi.sizeof("ld_canvas")
+        if request.hidden is not None:
+            request = _with_shadows(request)
+            canvas.hidden, canvas.n_shadow = pointer("hidden", request.hidden)
         canvas.tokens, canvas.length = pointer("tokens", request.tokens)
         canvas.score, canvas.n_score = pointer("score", request.score)
         if request.compute is not None:
@@ -341,6 +350,24 @@ def _canvases(requests: Sequence[Request], vocab: int) -> tuple[Any, list[int], 
             except OverflowError:
                 raise EngineError(f"{name} is {getattr(request, name)}, which is out of range") from None
     return canvases, places, keep
+
+
+def _with_shadows(request: Request) -> Request:
+    """The request with its shadows behind the canvas, computed and scored."""
+    hidden, shadows = _int32("hidden", request.hidden), _int32("shadows", request.shadows)
+    if len(hidden) != len(shadows):
+        raise EngineError(f"hidden has {len(hidden)} positions and shadows {len(shadows)} tokens, expected as many")
+    behind = len(request.tokens) + np.arange(len(hidden), dtype=np.int32)
+
+    def extended(values: Int32, more: Int32) -> Int32:
+        return np.concatenate([values, more]).astype(np.int32)
+
+    return replace(
+        request,
+        tokens=extended(request.tokens, shadows),
+        score=extended(request.score, behind),
+        compute=None if request.compute is None else extended(request.compute, behind),
+    )
 
 
 def _int32(name: str, values: Any) -> Int32:

@@ -68,13 +68,15 @@ std::vector<float> random_floats(size_t n, unsigned seed) {
   return values;
 }
 
-// Rows of one canvas that holds all its positions: row i is position i.
+// Rows of one canvas that holds all its positions: row i is position i. Kinds: full, causal, blocks, windows, and full
+// with a position hidden from some of them.
 std::vector<RowInfo> canvas(int slot, int length, char kind, int block = 7) {
   std::vector<RowInfo> rows;
   for (int p = 0; p < length; ++p) {
-    const int hi = kind == 'f' ? length : kind == 'c' ? p + 1 : std::min(length, (p / block + 1) * block);
+    const int hi = kind == 'f' || kind == 'h' ? length : kind == 'c' ? p + 1 : std::min(length, (p / block + 1) * block);
     const int lo = kind == 'w' ? std::max(0, p - block) : 0;  // window: causal within `block`
     rows.push_back({slot, p, lo, kind == 'w' ? p + 1 : hi, p});
+    if (kind == 'h' && length > 1 && p % 3 > 0) rows.back().hidden = p % 3 == 1 ? p : (p * 7 + 1) % length;
   }
   return rows;
 }
@@ -92,7 +94,7 @@ std::vector<double> reference(const Shape& s, const std::vector<float>& qkv, con
         const float* k = &qkv[static_cast<size_t>(p) * s.width() + (s.heads + kv) * s.head_dim];
         double score = 0;
         for (int d = 0; d < s.head_dim; ++d) score += double{q[d]} * k[d];
-        weight.push_back(score / std::sqrt(s.head_dim));
+        weight.push_back(p == rows[r].hidden ? -INFINITY : score / std::sqrt(s.head_dim));
         max = std::max(max, weight.back());
       }
       for (double& w : weight) sum += w = std::exp(w - max);
@@ -142,7 +144,7 @@ TEST(matches_plain_softmax_at_ragged_shapes) {
   for (const Shape& shape : shapes) {
     for (int length : {1, 2, 3, 5, 7, 8, 15, 17, 31, 32, 33, 63, 65, 127, 128, 129, 257}) {
       if (length > 70 && shape.heads > 20) continue;
-      for (char kind : {'f', 'c', 'b', 'w'}) {
+      for (char kind : {'f', 'c', 'b', 'w', 'h'}) {
         const auto rows = canvas(0, length, kind);
         const auto qkv = random_floats(static_cast<size_t>(length) * shape.width(), length);
         const auto expected = reference(shape, qkv, rows);
@@ -170,14 +172,14 @@ TEST(stays_good_at_4096_positions) {
 }
 
 TEST(a_row_does_not_depend_on_threads_batch_or_company) {
-  const Shape shape{6, 2, 24, 3, 400};
-  const int lengths[] = {300, 41, 129};
-  const char kinds[] = {'c', 'f', 'b'};
+  const Shape shape{6, 2, 24, 4, 400};
+  const int lengths[] = {300, 41, 129, 200};
+  const char kinds[] = {'c', 'f', 'b', 'h'};
   for (const char* isa : supported_rows()) {
     std::vector<float> together_qkv, separate;
     std::vector<RowInfo> together;
     Session alone(shape, isa, 1, 400);
-    for (int c = 0; c < 3; ++c) {
+    for (int c = 0; c < 4; ++c) {
       const auto rows = canvas(c, lengths[c], kinds[c], 32);
       const auto qkv = random_floats(static_cast<size_t>(lengths[c]) * shape.width(), c);
       const auto out = alone.run(qkv, rows);
@@ -186,7 +188,7 @@ TEST(a_row_does_not_depend_on_threads_batch_or_company) {
       together_qkv.insert(together_qkv.end(), qkv.begin(), qkv.end());
     }
     for (int threads : {1, 2, 3, 4}) {
-      Session session(shape, isa, threads, 600);
+      Session session(shape, isa, threads, 700);
       const auto out = session.run(together_qkv, together);
       REQUIRE(out.size() == separate.size());
       CHECK(same_bits(out.data(), separate.data(), out.size()));
@@ -236,6 +238,26 @@ TEST(positions_outside_the_interval_never_matter) {
       } else {
         CHECK(std::isnan(spoilt[static_cast<size_t>(p) * width]));
       }
+    }
+  }
+}
+
+TEST(a_hidden_position_never_matters_to_the_row_it_is_hidden_from) {
+  const Shape shape{4, 2, 16, 1, 300};
+  const int length = 200, width = shape.heads * shape.head_dim;
+  for (const char* isa : supported_rows()) {
+    auto qkv = random_floats(static_cast<size_t>(length) * shape.width(), 3);
+    auto rows = canvas(0, length, 'f');
+    const auto plain = Session(shape, isa, 2, length).run(qkv, rows);
+    for (int p = 0; p < length; p += 2) rows[p].hidden = 131;
+    Session session(shape, isa, 2, length);
+    const auto before = session.run(qkv, rows);
+    for (int i = width; i < shape.width(); ++i) qkv[static_cast<size_t>(131) * shape.width() + i] += 3;
+    const auto after = session.run(qkv, rows);
+    for (int p = 0; p < length; ++p) {
+      const size_t at = static_cast<size_t>(p) * width;
+      CHECK_EQ(same_bits(&before[at], &after[at], width), p % 2 == 0);
+      CHECK_EQ(same_bits(&before[at], &plain[at], width), p % 2 == 1);
     }
   }
 }

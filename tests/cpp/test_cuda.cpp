@@ -178,7 +178,7 @@ TEST(tokens_and_scores_are_the_processors) {
         tasks.push_back({s.temperature, s.top_p, s.guidance, s.repetition_penalty, s.top_k, s.scores_sampled,
                          alternatives, s.n_forbidden, s.n_repeated, s.n_bias, philox_uniform(s.seed, 10 + r, s.step),
                          forbidden, repeated, bias_token, bias, variant % 7 == 3 ? allowed.data() : nullptr,
-                         guided && r == 0 ? 1 : -1, guided && r == 1});
+                         guided && r == 0 ? 1 : -1, guided && r == 1, r == 2 && variant % 5 == 1 ? vocab - 1 : -1});
       }
       std::vector<float> e(logits.size()), probability(rows), margin(rows), entropy(rows), others(rows * 64);
       std::vector<int32_t> token(rows), other(rows * 64), bad(rows, 7);
@@ -201,6 +201,7 @@ TEST(tokens_and_scores_are_the_processors) {
         float p, m, h, a[4] = {};
         ScoreRow expected{10 + r, &own, &t, &p, &m, &h, alternative, a};
         expected.allowed = variant % 7 == 3 ? allowed.data() : nullptr;
+        expected.wanted = tasks[r].wanted;
         const LogitScratch memory{scratch_e, scratch_e + blocks * kLogitBlock, scratch_e + blocks * (kLogitBlock + 1)};
         CHECK(score_row(vector_scalar, row, vocab, expected, memory));
         CHECK_EQ(bad[r], 0);
@@ -227,7 +228,7 @@ TEST(logits_that_are_not_finite_are_told) {
   std::vector<float> logits = {1, 2, NAN, 1, 2, 3, INFINITY, 0, 0}, e(9), f(3 * 64);
   std::vector<int32_t> i(3 * 64), bad(3);
   std::vector<cuda::ScoreTask> tasks(
-      3, cuda::ScoreTask{0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, -1, 0});
+      3, cuda::ScoreTask{0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, -1, 0, -1});
   cuda::score(nullptr, logits.data(), e.data(), 3, 3, tasks.data(), 3,
               {i.data(), f.data(), f.data() + 3, f.data() + 6, i.data(), f.data(), bad.data()});
   CHECK_EQ(bad[0], 1);
