@@ -343,6 +343,11 @@ class Composer:
                 f"the negative prompt and the answer may have {most} tokens, but the canvas holds {self.canvas_limit}; "
                 "shorten the negative prompt"
             )
+        if jobs[0].places > self.canvas_limit:
+            raise OptionError(
+                f"the decoder {jobs[0].settings.decoder} verifies tokens in places behind the text, which make it "
+                f"{jobs[0].places} long, but the canvas holds {self.canvas_limit}; lower max_new_tokens or block_length"
+            )
         return jobs
 
     def _job(

@@ -183,7 +183,7 @@ class DenoiseStream(Iterator[DenoiseEvent]):
         meter = DriftMeter(len(jobs)) if any(job.settings.report_drift for job in jobs) else None
         try:
             doubled = meter is not None or any(job.controls.guidance for job in jobs)
-            length = max(job.most + job.controls.ahead for job in jobs)
+            length = max(job.places for job in jobs)
             with self._pool.lend_kept(len(jobs) * (1 + doubled), length) as (session, states):
                 self._session = session
                 threads = session.timings().threads

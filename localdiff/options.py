@@ -64,6 +64,7 @@ class GenerateOptions:
     expansions: int | None = option("how often the text may grow (dreamon, daedal)", range=ZERO_UP)
     divergence: float | None = option("commit where a distribution moved less, in nats (klass)", range=(0, math.inf))
     relaxed_threshold: float | None = option("second, lower threshold", range=(0, 1))
+    verify_threshold: float | None = option("mask tokens again that are less probable unseen (wino)", range=(0, 1))
     radius: int | None = option("how far a sure token reaches (localleap)", range=ZERO_UP)
     delimiter_threshold: float | None = option("end a block at a line end this probable (adablock)", range=(0, 1))
     position_decay: float | None = option("how strongly the left comes first (pc-sampler)", range=(0, 1e6))

@@ -5,6 +5,7 @@ position, step). FakeEngine stands in for EngineModel. No text, no arithmetic of
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -97,6 +98,19 @@ def draw(row: np.ndarray, request: Request, position: int) -> tuple[int, float, 
     return token, raw[token], drawn_from[token]
 
 
+def wanted(row: np.ndarray, request: Request, token: int) -> tuple[int, float, float]:
+    """The same of a token that is not drawn."""
+    allowed = without_forbidden(row, request)
+    return token, softmax(allowed)[token], scored_from(row, request)[token]
+
+
+def unseen_logits(logits: Logits, request: Request, position: int, shift: bool) -> np.ndarray:
+    """The logits for a position whose token nobody sees."""
+    tokens = request.tokens.copy()
+    tokens[position] = -1
+    return logits(replace(request, tokens=tokens))[position - 1 if shift and position else position]
+
+
 class FakeSession:
     """requests holds every call's requests, prompts what a length head read, so that tests can see what was asked."""
 
@@ -150,8 +164,11 @@ class FakeSession:
         self.requests.append(list(requests))
 
     def _scored(self, request: Request) -> np.ndarray:
-        """The model's logits for the scored positions."""
-        return self._logits(request)[np.maximum(request.score - 1, 0) if request.logit_shift else request.score]
+        """The model's logits for the scored positions, then for the hidden ones."""
+        rows = self._logits(request)[np.maximum(request.score - 1, 0) if request.logit_shift else request.score]
+        hidden = [] if request.hidden is None else request.hidden.tolist()
+        unseen = [unseen_logits(self._logits, request, p, request.logit_shift) for p in hidden]
+        return np.concatenate([rows, unseen]) if unseen else rows
 
     def _propose(self, request: Request) -> Proposal:
         rows = self._scored(request)
@@ -159,8 +176,12 @@ class FakeSession:
             request.logits[:] = rows
         beside = [None] * len(rows) if request.unconditional is None else list(self._scored(request.unconditional))
         rows = [adjusted(row, request, place, u) for place, (row, u) in enumerate(zip(rows, beside, strict=True))]
-        asked = list(zip(rows, request.score.tolist(), strict=True))
+        hidden = [] if request.hidden is None else request.hidden.tolist()
+        asked = list(zip(rows, [*request.score.tolist(), *hidden], strict=True))
         answers = [draw(row, request, position) for row, position in asked]
+        answers[len(request.score) :] = [
+            wanted(row, request, int(request.tokens[position])) for row, position in asked[len(request.score) :]
+        ]
         column = 2 if request.scores_from == "sampled" else 1
         scored = np.array([scored_from(row, request) for row, _ in asked])
         ranked = -np.sort(-scored, axis=1)

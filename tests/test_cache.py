@@ -61,9 +61,11 @@ class Layers(FakeSession):
                     raise EngineError(f"position {row} sees positions that were never computed")
                 second[row] = hash((row, *first[: seen[row]].tolist())) % 10**9
             if request.value_drift is not None:  # all or nothing
-                request.value_drift[:] = before[rows] != second[rows]
+                request.value_drift[: len(rows)] = before[rows] != second[rows]
             for row in rows:
                 out[row] = np.random.default_rng(abs(hash(tuple(second[: seen[row]].tolist())))).normal(0, 2, VOCAB)
+            if request.hidden is not None and np.any(first < 0):
+                raise EngineError("shadows see positions that were never computed")
             self._rows[slot] = out
 
     def logits(self, requests: Any) -> list[np.ndarray]:
@@ -89,8 +91,10 @@ def run(jobs: list[Job], **beside: Any) -> tuple[list[Step], Layers]:
 
 
 def rows_of(session: Layers) -> list[int]:
-    """Rows computed in each call of one canvas."""
-    return [len(r.tokens) if r.compute is None else len(r.compute) for (r,) in session.requests]
+    """Rows computed in each call of one canvas, its shadows' included."""
+    shadows = [0 if r.hidden is None else len(r.hidden) for (r,) in session.requests]
+    rows = [len(r.tokens) if r.compute is None else len(r.compute) for (r,) in session.requests]
+    return [sum(each) for each in zip(rows, shadows, strict=True)]
 
 
 def goes(cache: str, decoder: str, attention: str) -> bool:
@@ -123,7 +127,7 @@ def test_the_canvas_is_filled_and_given_tokens_stay(choice: dict, layout: str, s
     given = [canvas.tokens[canvas.state == GIVEN].tolist() for canvas in (last, the_job.canvas)]
     assert given[0] == given[1]
     assert [event.rows for event in events] == rows_of(session)
-    assert all(event.rows <= the_job.decoder.room(the_job.canvas) for event in events)
+    assert all(event.rows <= the_job.places for event in events)
 
 
 @settings(deadline=None, max_examples=60)
@@ -392,7 +396,8 @@ def test_the_block_cache_is_exact_to_the_bit_on_the_model(blocks: Model, decoder
     assert cached.tokens == exact.tokens
     assert cached.drift is not None
     assert (cached.drift["tokens"], cached.drift["probability_max"]) == (0.0, 0.0)
-    assert cached.rows < exact.rows / 3
+    # without a cache wino is not shown what stands behind its block
+    assert cached.rows < exact.rows / (2 if decoder == "wino" else 3)
 
 
 @pytest.mark.parametrize("attention", ["block_causal,block=8", "prefix_causal"])

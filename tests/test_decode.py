@@ -47,7 +47,7 @@ def run(jobs: list[Job], logits: Logits) -> tuple[list[Step], FakeSession]:
 
 
 # Those that a plain model can run and whose tokens stay once written; the others are in test_decoders.py.
-KEEPING = [name for name, row in DECODERS.items() if row.traits <= {"blocks"} and name != "llada2.1"]
+KEEPING = [name for name, row in DECODERS.items() if row.traits <= {"blocks"}]
 LAYOUTS = st.text("g.", min_size=1, max_size=40).filter(lambda text: "." in text).map(lambda text: "g" + text)
 JOBS = st.fixed_dictionaries(
     {"layout": LAYOUTS, "seed": st.integers(0, 2**64 - 1), "decoder": st.sampled_from(KEEPING),

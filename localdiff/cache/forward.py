@@ -30,10 +30,14 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class Answer:
     """The proposal for all positions that were to be scored, and how many rows were computed for it, those of a
-    companion included."""
+    companion and of shadows included.
+
+    verified   float32 [m] how probable the tokens are at the positions of request.hidden
+    """
 
     proposal: Proposal
     rows: int
+    verified: Float32
 
 
 class CachedForward:
@@ -84,13 +88,17 @@ class CachedForward:
         for each, computed, states in notes:
             if each.positions is None:  # in another order places mean other positions next time
                 state = states[each.slot].computed(computed, each.tokens, reach(each), each.step)
-                states[each.slot] = state if each.value_drift is None else state.drifted(computed, each.value_drift)
+                moved = None if each.value_drift is None else each.value_drift[: len(computed)]
+                states[each.slot] = state if moved is None else state.drifted(computed, moved)
+        scored = [len(each.score) for each in asked]
+        verified = [each.probability[count:] for each, count in zip(proposals, scored, strict=True)]
+        proposals = [_first(each, count) for each, count in zip(proposals, scored, strict=True)]
         whole = [self._completed(*each) for each in zip(requests, asked, proposals, strict=True)]
         if self._meter is not None:
             self._meter.compare(self._engine, requests, asked, whole)
         beside = [0 if each.unconditional is None else len(rows[each.unconditional.slot]) for each in asked]
-        counts = [len(rows[each.slot]) + more for each, more in zip(asked, beside, strict=True)]
-        return [Answer(proposal, count) for proposal, count in zip(whole, counts, strict=True)]
+        counts = [len(rows[each.slot]) + more + _shadows(each) for each, more in zip(asked, beside, strict=True)]
+        return [Answer(*each) for each in zip(whole, counts, verified, strict=True)]
 
     def _notes(self, slot: int) -> dict[int, State]:
         return self._states if self._policies[slot].exact else self._rough
@@ -147,7 +155,16 @@ def _measured(request: Request, policy: CachePolicy) -> Request:
     """The request, asking for the drift of the values where the policy looks at it."""
     if not policy.measures:
         return request
-    return replace(request, value_drift=np.empty(len(_rows(request)), np.float32))
+    return replace(request, value_drift=np.empty(len(_rows(request)) + _shadows(request), np.float32))
+
+
+def _shadows(request: Request) -> int:
+    return 0 if request.hidden is None else len(request.hidden)
+
+
+def _first(proposal: Proposal, count: int) -> Proposal:
+    """The answers for the first `count` positions."""
+    return Proposal(*(getattr(proposal, field.name)[:count] for field in fields(Proposal)))
 
 
 def _nothing(like: Proposal, length: int) -> Proposal:

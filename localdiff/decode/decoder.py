@@ -66,6 +66,7 @@ class Look:
     alternatives  how many of the likeliest tokens are reported for each row
     forbidden     int32 tokens that are not proposed in this pass, besides those that never are
     order         int32 [length] positions in the order in which the model reads them; None = as they stand
+    verify        int32 [m] written positions, ascending, whose tokens are scored by rows that do not see them
     """
 
     rows: Int32
@@ -73,17 +74,23 @@ class Look:
     alternatives: int = 0
     forbidden: Int32 | None = None
     order: Int32 | None = None
+    verify: Int32 = field(default_factory=lambda: NO_POSITIONS)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a decoder is shown: forward pass number `step` (from 1) scored `rows`; memory is that of its last Move."""
+    """What a decoder is shown: forward pass number `step` (from 1) scored `rows`; memory is that of its last Move.
+
+    verify, verified   int32, float32 [m]: the positions of Look.verify and how probable their tokens are, unseen
+    """
 
     canvas: Canvas
     rows: Int32
     proposal: Proposal
     step: int
     memory: Any = None
+    verify: Int32 = field(default_factory=lambda: NO_POSITIONS)
+    verified: Float32 = field(default_factory=lambda: np.empty(0, np.float32))
 
     @property
     def masked(self) -> Bools:
@@ -152,6 +159,10 @@ class Decoder:
     def room(self, canvas: Canvas) -> int:
         """The longest that the canvas can become, in positions."""
         return len(canvas)
+
+    def shadows(self, canvas: Canvas) -> int:
+        """How many positions Look.verify may name: places of the engine that are taken behind the canvas."""
+        return 0
 
     def start(self, canvas: Canvas) -> Commits:
         """What changes before the first forward pass."""

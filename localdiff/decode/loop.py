@@ -24,7 +24,7 @@ from ..cache.drift import DriftMeter
 from ..cache.forward import CachedForward, Engine
 from ..cache.state import CachePolicy, State
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
-from ..engine import Proposal, Request
+from ..engine import Float32, Proposal, Request
 from .controls import Controls, wished_logits
 from .deadline import Pace, hurried
 from .decoder import NO_POSITIONS, NOTHING, Decoder, Look, Move, Turn
@@ -70,6 +70,11 @@ class Job:
     def most(self) -> int:
         """The longest that the canvas can become."""
         return max(self.room, self.decoder.room(self.canvas))
+
+    @property
+    def places(self) -> int:
+        """The length of a slot that has room for it: at its longest, with shadows behind it, or for its companion."""
+        return max(self.most + self.decoder.shadows(self.canvas), self.most + self.controls.ahead)
 
     @property
     def sizes(self) -> list[int]:
@@ -140,11 +145,12 @@ class _Running:
     def look(self, length: int) -> Look:
         """What the decoder asks of the first `length` positions."""
         look = self.job.decoder.look(self.shown, self.steps + 1 - self.passed, self.memory)
-        return replace(look, rows=look.rows[look.rows < length])
+        return replace(look, rows=look.rows[look.rows < length], verify=look.verify[look.verify < length])
 
-    def turn(self, look: Look, proposal: Proposal) -> Turn:
+    def turn(self, look: Look, proposal: Proposal, verified: Float32) -> Turn:
         """What the decoder is shown of the coming step."""
-        return Turn(self.shown, look.rows, proposal, self.steps + 1 - self.passed, self.memory)
+        step = self.steps + 1 - self.passed
+        return Turn(self.shown, look.rows, proposal, step, self.memory, look.verify, verified)
 
     def advance(self, turn: Turn, left: float) -> tuple[Commits, str | None]:
         """Let the decoder choose, and write more where it would not be done in `left` more passes, everything where
@@ -245,6 +251,7 @@ class Denoiser:
         last = {slot for slot, each in taking if self._pace.is_last(each.job.controls.until)}
         shown = [each.canvas if slot in last else each.seen for slot, each in taking]
         looks = [_look(each, canvas, slot in last) for (slot, each), canvas in zip(taking, shown, strict=True)]
+        shown = [_visible(each.job, *view) for (_, each), *view in zip(taking, shown, looks, strict=True)]
         views = zip(taking, shown, looks, strict=True)
         requests = [_request(each, canvas, slot, look) for (slot, each), canvas, look in views]
         asked = [_asked(each.job, request) for (_, each), request in zip(taking, requests, strict=True)]
@@ -252,7 +259,7 @@ class Denoiser:
         answers = self._forward.propose(asked, shown, last)
         self._pace.end_pass()
         for (slot, each), look, request, answer in zip(taking, looks, requests, answers, strict=True):
-            turn = each.turn(look, _as_asked(answer.proposal, look))
+            turn = each.turn(look, _as_asked(answer.proposal, look), answer.verified)
             turn = _within(each.job, turn, look, request)
             listed = replace(turn, proposal=_listing(turn.proposal, look.alternatives))
             commits, stop_reason = each.advance(listed, 0.0 if slot in last else left[slot])
@@ -353,7 +360,22 @@ def _look(running: _Running, canvas: Canvas, last: bool) -> Look:
     forbidden = NO_POSITIONS if look.forbidden is None else look.forbidden
     forbidden = np.union1d(forbidden, running.job.sizes).astype(np.int32)
     rows = canvas.masked if len(canvas.masked) else look.rows  # all may be written by decoders that change it again
-    return replace(look, rows=rows, temperature=0.0, forbidden=forbidden)
+    return replace(look, rows=rows, temperature=0.0, forbidden=forbidden, verify=NO_POSITIONS)
+
+
+def _visible(job: Job, canvas: Canvas, look: Look) -> Canvas:
+    """What the model is shown of `canvas`: where it sees blocks, nothing after the one that is verified, which would be
+    seen by the shadows."""
+    if not len(look.verify) or job.attention != "block_causal":
+        return canvas
+    block, last = job.attention_block, int(max(look.verify[-1], look.rows[-1]))
+    return canvas.up_to((last // block + 1) * block)
+
+
+def _shadows(job: Job, canvas: Canvas, hidden: Int32) -> Int32:
+    """What the rows hold that verify the positions `hidden`: the mask, or with logit_shift the token before each."""
+    masks = np.full(len(hidden), canvas.mask_token, np.int32)
+    return np.where(hidden > 0, canvas.tokens[hidden - 1], masks) if job.logit_shift else masks
 
 
 def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Request:
@@ -379,6 +401,8 @@ def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Reques
         alternatives=look.alternatives,
         positions=look.order,
         logits=None if job.constraint is None else np.empty((len(look.rows), job.constraint.vocab), np.float32),
+        hidden=look.verify if len(look.verify) else None,
+        shadows=_shadows(job, canvas, look.verify) if len(look.verify) else None,
     )
     return job.controls.applied(request, canvas, running.beside)
 

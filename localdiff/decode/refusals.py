@@ -61,7 +61,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda it: (
-            "repetition_penalty" in it.asked and ("rewrites" in it.traits or it.settings.edit_threshold is not None)
+            "repetition_penalty" in it.asked and bool({"rewrites", "revises"} & it.traits)
         ),
         "the decoder {decoder} looks at written tokens again, and repetition_penalty would count each of them as a "
         "repetition of itself; choose another decoder",
@@ -87,14 +87,24 @@ REFUSALS = (
         "round, but the decoder is {decoder}; for process=uniform choose entropy-bound, else another one",
     ),
     Refusal(
-        lambda it: it.settings.constraint is not None and bool(it.traits & {"rewrites", "resizes", "noise"}),
+        lambda it: it.settings.constraint is not None and it.settings.edit_threshold is not None,
+        "the decoder {decoder} replaces tokens one by one, so that a text that matches {constraint} would break; "
+        "choose llada2, which does not",
+    ),
+    Refusal(
+        lambda it: it.settings.constraint is not None and bool(it.traits & {"rewrites", "revises", "resizes", "noise"}),
         "the decoder {decoder} takes tokens back or moves them, so that a text that matches {constraint} would break; "
         "choose another decoder",
     ),
     Refusal(
-        lambda it: it.settings.constraint is not None and it.settings.edit_threshold is not None,
-        "the decoder {decoder} replaces tokens one by one, so that a text that matches {constraint} would break; "
-        "choose llada2, which does not",
+        lambda it: it.settings.verify_threshold is not None and it.spec.attention == "causal",
+        "the decoder {decoder} verifies tokens by what stands after them, which a model with causal attention never "
+        "sees; choose another decoder",
+    ),
+    Refusal(
+        lambda it: it.settings.verify_threshold is not None and "guidance" in it.asked,
+        "the decoder {decoder} verifies tokens without guidance, so it would take back what guidance leads to; leave "
+        "guidance out or choose another decoder",
     ),
     Refusal(
         lambda it: it.settings.constraint is not None and it.settings.decoder == "credit",

@@ -33,6 +33,7 @@ class DecoderRow:
     choices   for options that are words: those it knows
     traits    blocks: denoises block after block and writes nowhere else
               rewrites: committed tokens can change or become masked again anywhere
+              revises: committed tokens of the current block can
               resizes: the canvas can grow and shrink
               reorders: the model reads known tokens first
               noise: unknown positions hold random tokens
@@ -46,7 +47,7 @@ class DecoderRow:
     traits: frozenset[str] = frozenset()
 
 
-_BLOCKS, _REWRITES = frozenset({"blocks"}), frozenset({"rewrites"})
+_BLOCKS, _REWRITES, _REVISES = frozenset({"blocks"}), frozenset({"rewrites"}), frozenset({"blocks", "revises"})
 _SCORES = ("confidence", "margin", "entropy")
 _LLADA = {"steps": None, "block_length": 32, "order": "confidence", "end_token": "free"}
 _LLADA_WORDS = {"order": ("confidence", "random"), "end_token": ("free", "last", "never")}
@@ -95,7 +96,7 @@ DECODERS: dict[str, DecoderRow] = {
         "llada2:Llada2",
         "LLaDA2.1, arXiv:2602.08676",
         {**_LLADA2, "edit_threshold": 0.9, "edit_steps": 16},
-        traits=_BLOCKS,
+        traits=_REVISES,
     ),
     "entropy-bound": DecoderRow(
         "entropy_bound:EntropyBound",
@@ -168,6 +169,12 @@ DECODERS: dict[str, DecoderRow] = {
         {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.1, "expansions": 64},
         traits=frozenset({"resizes"}),
     ),
+    "wino": DecoderRow(
+        "wino:Wino",
+        "WINO, arXiv:2507.18578",
+        {"block_length": 128, "threshold": 0.6, "verify_threshold": 0.9},
+        traits=_REVISES,
+    ),
     "slowfast": DecoderRow(
         "slowfast:SlowFast",
         "SlowFast, arXiv:2506.10848",
@@ -230,6 +237,7 @@ class Settings:
     expansions: int | None = None
     divergence: float | None = None
     relaxed_threshold: float | None = None
+    verify_threshold: float | None = None
     radius: int | None = None
     delimiter_threshold: float | None = None
     position_decay: float | None = None

@@ -53,8 +53,7 @@ class Seats:
         raises    OptionError where it would not fit alone, EngineError where memory cannot be had
         """
         needed = 2 if job.controls.guidance else 1
-        room = job.most + job.controls.ahead
-        length = rounded_length(room, self._model.info.context_length)
+        length = rounded_length(job.places, self._model.info.context_length)
         if self._taken and len(self._taken) + needed > self._most:
             return None
         if length > self._length or len(self._taken) + needed > self._slots:
