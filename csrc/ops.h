@@ -236,7 +236,8 @@ struct Ops {
   // memory [length, kv_heads * head_dim].
   void (*read_kv)(Context*, int layer, int slot, int length, float* k, float* v);
   void (*write_kv)(Context*, int layer, int slot, int length, const float* k, const float* v);
-  // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head, without `hidden`; out at stride heads * head_dim. float32 softmax.
+  // out[r] = softmax(q[r] . K[lo, hi) * scale) V[lo, hi) per head, without the hidden place; out at stride heads *
+  // head_dim. float32 softmax.
   void (*attention)(Context*, const AttentionLayer&, const float* qkv, int stride, const RowInfo*, int rows,
                     float* out);
   // Scores rows of the input against the head; score[r] is its row r. Returns the index of the first row whose logits

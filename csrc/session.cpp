@@ -131,7 +131,8 @@ void Session::check(const ld_canvas& canvas, int index) {
   expect(canvas.n_shadow >= 0 && canvas.n_shadow < canvas.length, "n_shadow must be 0 or more and less than length");
   if (canvas.n_shadow > 0) {
     expect(canvas.hidden != nullptr, "hidden is NULL");
-    expect(canvas.positions == nullptr, "positions and shadows exclude each other: the place hidden would be another's");
+    expect(canvas.positions == nullptr,
+           "positions and shadows exclude each other: the place hidden would be another's");
     expect(model_.config().window == 0, "shadows cannot be given to a model with windows");
     check_ascending("hidden", "positions", index, canvas.hidden, canvas.n_shadow, length_of(canvas));
   }
@@ -221,11 +222,12 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
   }
 }
 
-// The state of the computed rows is unknown while they are being written, and known once all layers are done.
+// The state of the computed rows is unknown while they are being written, and known once all layers are done. That of
+// shadows is for their own call.
 void Session::run_forward() {
   auto mark = [&](uint8_t value) {
     for (const RowInfo& info : info_)
-      known_[static_cast<size_t>(info.slot) * options_.slot_length + info.place] = value;
+      known_[static_cast<size_t>(info.slot) * options_.slot_length + info.place] = value && info.hidden < 0;
   };
   mark(0);
   if (!forward(model_, context_, rows(), cancel_, timings_)) {

@@ -5,7 +5,6 @@ does not know of them, in whatever company; caches under them; what is refused.
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,8 @@ def test_shadows_are_what_the_reference_says(files: Any, name: str, device: str)
 def test_the_scores_are_those_of_the_token_that_stands_there(files: Any, device: str) -> None:
     """Whatever the sampling: nothing is drawn, and the probability is that of the token."""
     with open_model(files("Dream"), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
-        for sampling in ({}, {"temperature": 0.7, "top_p": 0.9, "seed": 3}, {"temperature": 0.7, "scores_from": "sampled"}):
+        drawn: dict[str, Any] = {"temperature": 0.7, "seed": 3}
+        for sampling in ({}, drawn | {"top_p": 0.9}, drawn | {"scores_from": "sampled"}):
             request = shadowed(**sampling)
             forbidden = np.array([1, request.tokens[8]], np.int32)
             answer = session.propose([replace(request, forbidden=forbidden)])[0]
@@ -110,13 +110,14 @@ def test_the_scores_are_those_of_the_token_that_stands_there(files: Any, device:
             p = np.exp(rows - rows.max(axis=1, keepdims=True))
             p /= p.sum(axis=1, keepdims=True)
             wanted = p[np.arange(len(p)), request.tokens[request.hidden]]
-            assert wanted[1] == 0 and (wanted > 0).sum() == 4
+            assert wanted[1] == 0
+            assert (wanted > 0).sum() == 4
             np.testing.assert_allclose(answer.probability[LENGTH:], wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_canvas_does_not_know_of_its_shadows(files: Any, device: str) -> None:
-    with open_model(files("SDAR-MoE"), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
+    with open_model(files("Dream"), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
         for kind, extra in KINDS:
             request = shadowed(attention=kind, temperature=0.8, **extra)
             alone = session.propose([replace(request, hidden=None, shadows=None)])[0]
@@ -125,11 +126,7 @@ def test_the_canvas_does_not_know_of_its_shadows(files: Any, device: str) -> Non
             assert same(alone, other, LENGTH)
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request: Any) -> Iterator[int]:
-    yield request.param
-
-
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("device", DEVICES)
 def test_shadows_do_not_depend_on_threads_or_company(files: Any, device: str, threads: int) -> None:
     with open_model(files("Dream"), device) as model:
@@ -171,6 +168,9 @@ def test_what_cannot_be_done_is_refused(files: Any) -> None:
         for changes, message in cases:
             with pytest.raises(EngineError, match=message):
                 session.logits([replace(request, **changes)])
-    with open_model(files("ModernBERT"), "scalar") as model, model.session(slot_length=LENGTH + 5) as session:
-        with pytest.raises(EngineError, match="shadows cannot be given to a model with windows"):
-            session.logits([request])
+    with (
+        open_model(files("ModernBERT"), "scalar") as model,
+        model.session(slot_length=LENGTH + 5) as session,
+        pytest.raises(EngineError, match="shadows cannot be given to a model with windows"),
+    ):
+        session.logits([request])

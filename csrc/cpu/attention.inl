@@ -109,8 +109,8 @@ struct Interval {
 // One tile against positions [block, block + kSpan): rows see the intervals `seen` but for the position `hidden` (-1 =
 // none), all relative to the block; those of `used` panels are scored.
 LD_INLINE void attend_tile(const TileKernels& tile, int queries, const Interval* seen, const int* hidden, Interval used,
-                           const float* q, const float* keys, const float* values, int head_dim, int width, float* s, Running* running,
-                           float* o) {
+                           const float* q, const float* keys, const float* values, int head_dim, int width, float* s,
+                           Running* running, float* o) {
   for (int j = used.from; j < used.to; j += kKeyPanel) {
     tile.scores(q, keys + static_cast<ptrdiff_t>(j) * head_dim, head_dim, s + j);
   }
@@ -213,8 +213,8 @@ void attend(const AttentionTask& task) {
       }
       if (used.from >= used.to) continue;
       used = {used.from / kKeyPanel * kKeyPanel, (used.to + kKeyPanel - 1) / kKeyPanel * kKeyPanel};
-      attend_tile(tile_for(count), count, seen, hidden, used, q + static_cast<ptrdiff_t>(first) * head_dim, keys, values,
-                  head_dim, width, s, running + first, o + static_cast<ptrdiff_t>(first) * width);
+      attend_tile(tile_for(count), count, seen, hidden, used, q + static_cast<ptrdiff_t>(first) * head_dim, keys,
+                  values, head_dim, width, s, running + first, o + static_cast<ptrdiff_t>(first) * width);
     }
   }
 

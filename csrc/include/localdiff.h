@@ -232,7 +232,8 @@ typedef struct ld_canvas {
   /* The last n_shadow of the tokens are shadows, which ask once more for tokens that are there. Shadow i stands where the
    * row that predicts position hidden[i] stands, sees all places of the canvas but hidden[i], and all shadows; the canvas
    * before them does not see them. Scored, at its place, it is its own row and stands for hidden[i], whatever logit_shift
-   * is: `token` is not proposed but the one at hidden[i]. Not with positions, nor for models with windows. */
+   * is: `token` is not proposed but the one at hidden[i]. Shadows are computed in each call that has them. Not with
+   * positions, nor for models with windows. */
   const int32_t *hidden;     /* [n_shadow] ascending, each less than length - n_shadow */
   int32_t n_shadow;
 } ld_canvas;

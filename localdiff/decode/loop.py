@@ -251,7 +251,8 @@ class Denoiser:
         last = {slot for slot, each in taking if self._pace.is_last(each.job.controls.until)}
         shown = [each.canvas if slot in last else each.seen for slot, each in taking]
         looks = [_look(each, canvas, slot in last) for (slot, each), canvas in zip(taking, shown, strict=True)]
-        shown = [_visible(each.job, *view) for (_, each), *view in zip(taking, shown, looks, strict=True)]
+        views = zip(taking, shown, looks, strict=True)
+        shown = [_visible(each.job, canvas, look) for (_, each), canvas, look in views]
         views = zip(taking, shown, looks, strict=True)
         requests = [_request(each, canvas, slot, look) for (slot, each), canvas, look in views]
         asked = [_asked(each.job, request) for (_, each), request in zip(taking, requests, strict=True)]
@@ -372,12 +373,6 @@ def _visible(job: Job, canvas: Canvas, look: Look) -> Canvas:
     return canvas.up_to((last // block + 1) * block)
 
 
-def _shadows(job: Job, canvas: Canvas, hidden: Int32) -> Int32:
-    """What the rows hold that verify the positions `hidden`: the mask, or with logit_shift the token before each."""
-    masks = np.full(len(hidden), canvas.mask_token, np.int32)
-    return np.where(hidden > 0, canvas.tokens[hidden - 1], masks) if job.logit_shift else masks
-
-
 def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Request:
     job, settings = running.job, running.job.settings
     temperature = settings.temperature if look.temperature is None else look.temperature
@@ -402,7 +397,7 @@ def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Reques
         positions=look.order,
         logits=None if job.constraint is None else np.empty((len(look.rows), job.constraint.vocab), np.float32),
         hidden=look.verify if len(look.verify) else None,
-        shadows=_shadows(job, canvas, look.verify) if len(look.verify) else None,
+        shadows=np.full(len(look.verify), canvas.mask_token, np.int32) if len(look.verify) else None,
     )
     return job.controls.applied(request, canvas, running.beside)
 

@@ -1,12 +1,12 @@
 """wino: much is written at once, and what was written is verified by rows that do not see it; doubtful tokens go back.
 
 WINO (arXiv:2507.18578), Wide-In, Narrow-Out. In the current block every masked position surer than the threshold is
-written, MOST of them at a time and SHARE of the masks (but LEAST may be), or the surest one. In the same pass each token
-written earlier is asked for again by a shadow, a row that sees everything but that token (Look.verify), and is masked
-again where its probability there is below verify_threshold: fewer than were written in the step before, so that a block
-takes no more passes than it has positions. The caps are those of the published code. There a shadow is a mask token and
-the block has as many as positions; here only written tokens have shadows, and where the row before predicts a position
-(logit_shift) its shadow holds what that row holds.
+written, MOST of them at a time and SHARE of the masks (but LEAST may be), or the surest one. In the same pass each
+token written earlier is asked for again by a shadow, a mask token that sees everything but that token (Look.verify),
+and is masked again where its probability there is below verify_threshold: fewer than were written in the step before,
+so that a block takes no more passes than it has positions. The caps are those of the published code. There a block has
+as many shadows as positions, here only written tokens have one; where the row before predicts a position (logit_shift),
+so does its shadow.
 """
 
 from __future__ import annotations

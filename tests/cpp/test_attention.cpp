@@ -73,7 +73,9 @@ std::vector<float> random_floats(size_t n, unsigned seed) {
 std::vector<RowInfo> canvas(int slot, int length, char kind, int block = 7) {
   std::vector<RowInfo> rows;
   for (int p = 0; p < length; ++p) {
-    const int hi = kind == 'f' || kind == 'h' ? length : kind == 'c' ? p + 1 : std::min(length, (p / block + 1) * block);
+    const int hi = kind == 'f' || kind == 'h' ? length
+                   : kind == 'c'              ? p + 1
+                                              : std::min(length, (p / block + 1) * block);
     const int lo = kind == 'w' ? std::max(0, p - block) : 0;  // window: causal within `block`
     rows.push_back({slot, p, lo, kind == 'w' ? p + 1 : hi, p});
     if (kind == 'h' && length > 1 && p % 3 > 0) rows.back().hidden = p % 3 == 1 ? p : (p * 7 + 1) % length;
