@@ -165,11 +165,14 @@ def test_what_it_cannot_do_is_refused_by_name(mode: Path, tmp_path: Path) -> Non
             model.generate(PROMPT, cache="dual")
         with pytest.raises(OptionError, match="cache: dual"):
             model.generate(PROMPT, preset="balanced")
+        with pytest.raises(OptionError, match="decoder wino"):
+            model.generate(PROMPT, decoder="wino", max_new_tokens=8)
         session = model.session(1, 8)
         tokens = np.zeros(4, np.int32)
         for request, said in (
             (Request(tokens, tokens[:1], compute=tokens[:1]), "some rows"),
             (Request(tokens, tokens[:1], positions=np.arange(4, dtype=np.int32)), "another order"),
+            (Request(tokens, tokens[:1], hidden=tokens[:1], shadows=tokens[:1]), "do not see them"),
         ):
             with pytest.raises(OptionError, match=said):
                 session.propose([request])

@@ -252,7 +252,7 @@ LD_API ld_status ld_session_lengths(ld_session *session, int32_t slot, const int
 
 /* The results of canvases whose logits come from elsewhere, by the rules of ld_session_propose: `logits`, [n_score][vocab],
  * is read and left alone; a guided canvas and its companion stand beside each other. There is no forward pass, so slot,
- * tokens, attention, compute and logit_shift do not count; positions must be NULL. */
+ * tokens, attention, compute and logit_shift do not count; positions must be NULL, n_shadow 0. */
 LD_API ld_status ld_logits_propose(int32_t vocab, ld_canvas *canvases, int32_t n_canvases);
 
 /* Makes the running call, or the next one if none is running, return LD_CANCELLED soon. Callable from any thread. */

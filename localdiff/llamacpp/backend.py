@@ -56,6 +56,8 @@ def check_job(job: Job) -> None:
         )
     if "reorders" in DECODERS[settings.decoder].traits:
         raise _refused(f"the decoder {settings.decoder}, which stores tokens in another order than they are read")
+    if settings.verify_threshold is not None:
+        raise _refused(f"the decoder {settings.decoder}, which verifies tokens by rows that do not see them")
 
 
 class LlamaModel(EngineModel):
@@ -183,6 +185,8 @@ class LlamaSession(Session):
                 raise _refused("computing some rows only")
             if request.positions is not None:
                 raise _refused("tokens in another order than they are read")
+            if request.hidden is not None:
+                raise _refused("scoring tokens by rows that do not see them")
             if not 1 <= len(tokens) <= self._length:
                 raise EngineError(f"the canvas has {len(tokens)} tokens, expected 1 to {self._length}")
             for name, values, limit in (("token", tokens, self._vocab), ("scored position", score, len(tokens))):
