@@ -187,7 +187,7 @@ class Model:
         return self.tokenizer.decode([int(token) for token in tokens])
 
     def chat_tokens(
-        self, messages: Sequence[Mapping[str, str]], tools: Sequence[Mapping[str, Any]] | None = None
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
         """The prompt for a conversation ({"role", "content"} each, oldest first), for generate and stream.
 
@@ -260,12 +260,12 @@ class Model:
         """The same as generate, as an iterator of DenoiseEvents; .result (.results for several) comes at the end."""
         return self._run(self.compose(prompt, merge(options, named)))
 
-    def chat(self, messages: Sequence[Mapping[str, str]], options: GenerateOptions | None = None, **named: Any) -> Any:
+    def chat(self, messages: Sequence[Mapping[str, Any]], options: GenerateOptions | None = None, **named: Any) -> Any:
         """The assistant's answer to a conversation; a list of answers where samples is given."""
         wanted = self.chat_options(messages, merge(options, named))
         return self.generate(self.chat_tokens(messages), wanted)
 
-    def chat_options(self, messages: Sequence[Mapping[str, str]], options: GenerateOptions) -> GenerateOptions:
+    def chat_options(self, messages: Sequence[Mapping[str, Any]], options: GenerateOptions) -> GenerateOptions:
         """The options for a conversation: a negative prompt that is a text takes the place of its last message."""
         if not isinstance(options.negative_prompt, str):
             return options

@@ -168,6 +168,29 @@ def test_openai_calls_of_one_function_and_none(client: openai.OpenAI) -> None:
     assert without.choices[0].message.tool_calls is None
 
 
+def test_openai_tells_what_calls_gave(client: openai.OpenAI) -> None:
+    asked = {"model": CHATTY, "max_tokens": 12, "seed": 7}
+    made = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "CET"}'}}
+    turns = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [made]}]
+    result = {"role": "tool", "tool_call_id": "c1", "content": "noon"}
+    answer = client.chat.completions.create(**asked, messages=[*turns, result], tools=[CLOCK], tool_choice="none")
+    call = '{"name": "clock", "arguments": {"zone": "CET"}}'  # the template knows no tools, so that is what was said
+    said = [*MESSAGES, {"role": "assistant", "content": call}, {"role": "user", "content": "clock gave: noon"}]
+    same = client.chat.completions.create(**asked, messages=said)
+    assert answer.choices[0].message.content == same.choices[0].message.content
+    for messages in (
+        [*turns, {**result, "tool_call_id": "c2"}],
+        [*turns, {"role": "tool", "content": "noon"}],
+        [{"role": "user", "content": "x", "tool_call_id": "c1"}],
+        [{"role": "user", "content": "x", "tool_calls": [made]}],
+        [{"role": "assistant", "content": None}],
+        [*MESSAGES, {"role": "assistant", "tool_calls": [{**made, "function": {"name": "f", "arguments": "{"}}]}],
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**asked, messages=messages)
+        assert refused.value.param == "messages", messages
+
+
 def test_openai_calls_that_cannot_be_honoured_are_refused(client: openai.OpenAI) -> None:
     form = {"type": "json_object"}
     other = {"type": "function", "function": {"name": "other"}}

@@ -167,6 +167,15 @@ def test_tools_reach_templates_and_make_no_control_tokens() -> None:
     assert rendered.text == f"<|im_start|>{json.dumps(tools)}hello"
     assert rendered.tokens.count(MASK) == 0
     assert len([token for token in rendered.tokens if made._tokenizer.is_special(token)]) == 1
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "[MASK]"}}}
+    turns = [*user("x"), {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "7"}]
+    source = "{% for m in messages %}{{ m.role ~ m.content ~ (m.tool_calls | tojson) }}{% endfor %}{{ tools }}"
+    calls = template(source).render(turns)
+    assert calls.text == f"userxnullassistant[{json.dumps(call)}]tool7nullNone"
+    assert calls.tokens.count(MASK) == 0
+    for messages in (turns, [{"role": "user", "content": "x", "tool_calls": [call]}]):
+        with pytest.raises(OptionError, match="message [01] has"):
+            template("{{ messages[0].content }}").render(messages)
     with pytest.raises(OptionError, match="^tools has the lone surrogate"):
         made.render(user("hello"), tools=[{"name": "\ud800"}])
 

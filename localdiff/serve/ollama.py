@@ -24,6 +24,7 @@ from .fields import OLLAMA_NEUTRAL, Body, with_options
 from .hub import Served, hub_of
 from .openai import _Strict, chat_pages
 from .refusals import refusal, shape
+from .tools import Turn
 
 if TYPE_CHECKING:
     from ..page import Page
@@ -137,9 +138,9 @@ async def generate(body: GenerateBody, request: Request) -> Response:
     elif body.raw or (served.model.chat_template is None and not body.system):
         pages = await served.compose(lambda: served.prompt(body.prompt, options))
     else:
-        messages = [{"role": "system", "content": body.system}] if body.system else []
-        messages.append({"role": "user", "content": body.prompt})
-        pages = await served.compose(lambda: chat_pages(served, messages, options))
+        turns = [Turn("system", body.system)] if body.system else []
+        turns.append(Turn("user", body.prompt))
+        pages = await served.compose(lambda: chat_pages(served, turns, options))
     text: Callable[[Any], str] = lambda result: result.holes[0] if result.holes else result.text  # noqa: E731
     return await _respond(served, pages, body, request, lambda piece: {"response": piece}, text)
 
@@ -151,8 +152,8 @@ async def chat(body: ChatBody, request: Request) -> Response:
     whole: Callable[[str], dict[str, Any]] = lambda piece: {"message": {"role": "assistant", "content": piece}}  # noqa: E731
     if not body.messages:
         return JSONResponse({**_head(served), **whole(""), "done": True, "done_reason": "load"})
-    messages = [{"role": message.role, "content": message.content} for message in body.messages]
-    pages = await served.compose(lambda: chat_pages(served, messages, options))
+    turns = [Turn(message.role, message.content) for message in body.messages]
+    pages = await served.compose(lambda: chat_pages(served, turns, options))
     return await _respond(served, pages, body, request, whole, lambda result: result.text)
 
 

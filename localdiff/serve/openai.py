@@ -28,7 +28,7 @@ from .canvas_event import canvas_event
 from .fields import OPENAI_NEUTRAL, Body, with_options
 from .hub import Served, hub_of
 from .refusals import Refused, refusal, shape
-from .tools import MOST_TOOLS, Calls, Choice, Tool, calls_for
+from .tools import MOST_TOOLS, Called, Calls, Choice, Tool, Turn, calls_for, conversation
 
 if TYPE_CHECKING:
     from ..details import TokenDetail
@@ -118,16 +118,32 @@ class TextPart(_Strict):
 
 
 class Message(_Strict):
-    """One message; the developer is what OpenAI now calls the system."""
+    """One message; the developer is what OpenAI now calls the system, a tool tells what a call gave."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: None = None
+    refusal: None = None
+    tool_calls: list[Called] | None = Field(None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = None
 
-    def as_dict(self) -> dict[str, str]:
+    def check(self) -> None:
+        """Refuse what does not go with the role."""
+        wrong = None
+        if self.content is None and not self.tool_calls:
+            wrong = "has no content"
+        elif self.tool_calls and self.role != "assistant":
+            wrong = "has tool_calls, which only the assistant makes"
+        elif (self.tool_call_id is None) == (self.role == "tool"):
+            wrong = "needs tool_call_id" if self.role == "tool" else "has a tool_call_id, which goes with the role tool"
+        if wrong is not None:
+            raise Refused(400, f"messages: one of the role {self.role} {wrong}", "messages")
+
+    def as_turn(self) -> Turn:
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
         role = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": role, "content": text}
+        return Turn(role, text, tuple(self.tool_calls or ()), self.tool_call_id)
 
 
 class _Chat(Streamed):
@@ -257,18 +273,21 @@ async def chat(body: ChatBody, request: Request) -> Response:  # type: ignore[va
     matching = {} if calls is None else {"json_schema": calls.schema()}
     options = asked.wanted(max_new_tokens=asked.max_completion_tokens or asked.max_tokens, **matching)
     hub_of(request).check_texts(asked.n or 1, "n")
-    messages = [message.as_dict() for message in asked.messages]
-    pages = await served.compose(lambda: chat_pages(served, messages, options, calls))
+    for message in asked.messages:
+        message.check()
+    turns = [message.as_turn() for message in asked.messages]
+    pages = await served.compose(lambda: chat_pages(served, turns, options, calls))
     return await respond(served, pages, asked, request, CHAT if calls is None else calling(calls))
 
 
 def chat_pages(
-    served: Served, messages: list[dict[str, str]], options: GenerateOptions, calls: Calls | None = None
+    served: Served, turns: Sequence[Turn], options: GenerateOptions, calls: Calls | None = None
 ) -> list[Page]:
     model = served.model
     if model.chat_template is None:
         raise Refused(400, f"{served.name} has no chat template; ask for a completion of a prompt", "messages")
     knows = model.chat_template.knows_tools
+    messages = conversation(turns, knows)
     if calls is not None and not knows:
         messages = calls.told(messages)
     tokens = model.chat_tokens(messages, calls.described() if calls is not None and knows else None)

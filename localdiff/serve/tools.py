@@ -2,7 +2,8 @@
 
 Where tool_choice names a function the text is its arguments; where it is "required", {"name", "arguments"} of one of
 them. A chat template that knows tools is given them, for others they become a system message. "auto" is refused:
-whether a text is to be a call is not decided here. Not here: earlier calls and their results in a conversation.
+whether a text is to be a call is not decided here. Earlier calls and their results are given to templates that know
+tools as they are; for others a call is the text that makes it, and its result the user's word.
 """
 
 from __future__ import annotations
@@ -46,6 +47,27 @@ class _Name(_Strict):
     name: str
 
 
+class _CalledFunction(_Strict):
+    name: str
+    arguments: str
+
+
+class Called(_Strict):
+    """An earlier call."""
+
+    id: str
+    type: Literal["function"]
+    function: _CalledFunction
+
+    def arguments(self) -> Any:
+        try:
+            return json.loads(self.function.arguments)
+        except (ValueError, RecursionError):
+            raise Refused(
+                400, f"messages: the arguments of {self.function.name[:64]} are no JSON", "messages"
+            ) from None
+
+
 class NamedTool(_Strict):
     type: Literal["function"]
     function: _Name
@@ -76,7 +98,7 @@ class Calls:
         """The tools as templates want them."""
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
-    def told(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    def told(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The conversation with a system message about the tools, for templates that know none."""
         listed = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in self.described())
         asked = 'Answer with {"name", "arguments"} of one of them.' if self.at_once else (
@@ -120,6 +142,37 @@ class Calls:
             return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
         call = self.call(text)
         return {"content": text} if call is None else {"tool_calls": [{"index": 0, **call}]}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message of a conversation; calls: those of the assistant; answers: the id of the call that a tool answers."""
+
+    role: str
+    text: str
+    calls: tuple[Called, ...] = ()
+    answers: str | None = None
+
+
+def conversation(turns: Sequence[Turn], knows_tools: bool) -> list[dict[str, Any]]:
+    """The messages of a conversation for a chat template. Raises Refused for a result that no call asked for."""
+    names: dict[str, str] = {}
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        names.update({call.id: call.function.name for call in turn.calls})
+        made = [{"name": call.function.name, "arguments": call.arguments()} for call in turn.calls]
+        if turn.answers is not None and turn.answers not in names:
+            raise Refused(400, f"messages: tool_call_id is {turn.answers[:64]!r}, which no call before has", "messages")
+        if knows_tools:
+            more = {"tool_calls": [{"type": "function", "function": call} for call in made]} if made else {}
+            messages.append({"role": turn.role, "content": turn.text, **more})
+        elif turn.answers is not None:
+            messages.append({"role": "user", "content": f"{names[turn.answers]} gave: {turn.text}"})
+        else:
+            lines = [turn.text] if turn.text or not made else []
+            lines += [json.dumps(call, ensure_ascii=False) for call in made]
+            messages.append({"role": turn.role, "content": "\n".join(lines)})
+    return messages
 
 
 def calls_for(tools: Sequence[Tool] | None, choice: Choice | None) -> Calls | None:

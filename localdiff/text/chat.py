@@ -20,6 +20,8 @@ from localdiff.errors import EngineError, ModelFileError, OptionError
 from localdiff.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
+TOOL_ROLE = "tool"  # of results, for templates that know tools; the assistant's calls are tool_calls there
+_TOOL_NAMES = frozenset({"type", "function", "name", "description", "parameters", "arguments"})  # templates read them
 _MAX_SOURCE = 1 << 18  # characters of a template; the longest known ones have 20,000
 _FUEL = 500_000  # instructions; a conversation of 1,000 messages takes some 50,000
 _MEMORY = 192 << 20  # bytes of address space, of which Python and minijinja take some 60 MB
@@ -73,7 +75,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> RenderedChat:
@@ -89,7 +91,7 @@ class ChatTemplate:
 
     def render_all(
         self,
-        conversations: Sequence[Sequence[Mapping[str, str]]],
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[RenderedChat]:
@@ -107,12 +109,15 @@ class ChatTemplate:
         contexts: list[Mapping[str, Any]] = []
         guards: list[dict[str, str]] = []
         for messages in conversations:
-            checked = _checked(messages)
-            guard = self._guard([*(message["content"] for message in checked), *_texts(tools)])
+            checked = _checked(messages, self.knows_tools)
+            guard = self._guard([*_texts(checked), *_texts(tools)])
             guards.append(guard)
             if guard:
                 table = str.maketrans(guard)
-                hidden = [{**message, "content": message["content"].translate(table)} for message in checked]
+                hidden = [
+                    {name: value if name == "role" else _translated(value, table) for name, value in message.items()}
+                    for message in checked
+                ]
                 contexts.append({"messages": hidden, "tools": _translated(tools, table), **common})
             contexts.append({"messages": checked, "tools": tools, **common})
         texts = iter(render_template(self._source, contexts))
@@ -182,22 +187,26 @@ def _failure(reason: str) -> OptionError:
     return OptionError(f"the chat template of the model cannot be used: {first}; use --no-chat or another model file")
 
 
-def _checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def _checked(messages: Sequence[Mapping[str, Any]], knows_tools: bool) -> list[dict[str, Any]]:
     """The messages as plain dictionaries, or OptionError."""
+    roles = (*ROLES, TOOL_ROLE) if knows_tools else ROLES
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise OptionError("messages is not a list of messages, expected at least one {'role': ..., 'content': ...}")
     checked = []
     for place, message in enumerate(messages):
-        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        calls = isinstance(message, Mapping) and knows_tools and message.get("role") == "assistant"
+        more = {"tool_calls"} & set(message) if calls else set()
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"} | more:
             keys = sorted(map(str, message)) if isinstance(message, Mapping) else type(message).__name__
             raise OptionError(f"message {place} has {keys}, expected exactly the keys role and content")
         role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise OptionError(f"message {place} has the role {role!r}, expected one of {', '.join(ROLES)}")
+        if role not in roles:
+            raise OptionError(f"message {place} has the role {role!r}, expected one of {', '.join(roles)}")
         if not isinstance(content, str):
             raise OptionError(f"message {place} has content of type {type(content).__name__}, expected text")
-        _check_unicode(f"message {place}", content)
-        checked.append({"role": role, "content": content})
+        for text in _texts(message):
+            _check_unicode(f"message {place}", text)
+        checked.append(dict(message))
     return checked
 
 
@@ -229,7 +238,10 @@ def _translated(value: Any, table: Mapping[int, str]) -> Any:
     if isinstance(value, str):
         return value.translate(table)
     if isinstance(value, Mapping):
-        return {name.translate(table): _translated(each, table) for name, each in value.items()}
+        return {
+            name if name in _TOOL_NAMES else name.translate(table): _translated(each, table)
+            for name, each in value.items()
+        }
     return [_translated(each, table) for each in value] if isinstance(value, Sequence) else value
 
 
