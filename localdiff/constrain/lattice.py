@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..canvas import Float32, Int32
-from .table import Edges, TokenAutomaton, joined
+from .table import Edges, Indices, TokenAutomaton
 
 Float64 = npt.NDArray[np.float64]
 
@@ -27,6 +27,7 @@ Float64 = npt.NDArray[np.float64]
 # the numbers kept per state comes to zero.
 _LEAST_LOG = -69.0
 _LEAST = 1e-150
+_ONE = np.ones(1)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Weights:
         begin = automaton.begin[:-1]
         total = np.add.reduceat(weight, begin, axis=1).astype(np.float64)
         return Weights(log, weight, total, np.maximum.reduceat(log, begin, axis=1).astype(np.float64))
+
+    def products(self, automaton: TokenAutomaton) -> Float64:
+        """float64 [n, classes]: the sum of weight * log of each class."""
+        return np.add.reduceat(self.weight * self.log, automaton.begin[:-1], axis=1).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,7 @@ class Lattice:
         for index, kind in enumerate(known.tolist()):
             edges = automaton.edges(states, left + len(known) - 1 - index)
             if kind >= 0:
-                kept = edges.kind == kind
-                edges = joined(edges.states, edges.source[kept], edges.kind[kept], edges.targets[edges.target[kept]])
+                edges = edges.narrowed(kind)
             self._layers.append(edges)
             states = edges.targets
 
@@ -105,7 +109,7 @@ class Lattice:
         tokens = np.empty(len(self._weights.total), np.int32)
         place = 0
         for edges, row, ahead in zip(self._layers, self._row, self._best[1:], strict=True):
-            begin, end = np.searchsorted(edges.source, [place, place + 1])
+            begin, end = edges.first[place], edges.first[place + 1]
             value = ahead[edges.target[begin:end]]
             if row >= 0:
                 value = value + self._weights.best[row, edges.kind[begin:end]]
@@ -122,29 +126,18 @@ class Lattice:
         numbers   float64 [rows] in [0, 1), what is drawn by
         figures   whether more than the tokens is wanted
         """
-        count = len(numbers)
-        walk = Walk(np.empty(count, np.int32), *np.empty((3, count)))
+        drawing = _Drawing(self._automaton, self._weights, temperature, top_k, top_p, figures)
         place = 0
         for index, (edges, row) in enumerate(zip(self._layers, self._row, strict=True)):
             ahead = self._after[index + 1]
             if row < 0:
-                begin, end = np.searchsorted(edges.source, [place, place + 1])
+                begin, end = edges.first[place], edges.first[place + 1]
                 place = int(edges.target[begin + int(np.argmax(ahead[edges.target[begin:end]]))])
                 continue
-            target, at = self._automaton.open_tokens(edges, place)
-            with np.errstate(divide="ignore"):
-                value = np.log(ahead)
-            kept, shares = shaped(self._weights.log[row, at] + value[target], temperature, top_k, top_p)
-            choice = min(int(np.cumsum(shares).searchsorted(numbers[row], side="right")), len(shares) - 1)
-            walk.token[row] = self._automaton.ordered[at[kept[choice]]]
-            if figures:
-                here = self._reached[index][place]
-                walk.probability[row] = shares[choice] * here
-                highest = np.partition(shares, len(shares) - 2)[-2:] if len(shares) > 1 else np.array([0.0, shares[0]])
-                walk.margin[row] = (highest[1] - highest[0]) * here
-                walk.entropy[row] = -float(shares @ np.log(shares)) - float(np.log(here))
-            place = int(target[kept[choice]])
-        return walk
+            both = self._before[index] * self._after[index] if figures else _ONE
+            here = max(float(both[place if figures else 0] / both.sum()), _LEAST)
+            place = drawing.draw(row, edges, place, ahead, float(numbers[row]), here)
+        return drawing.walk()
 
     def given_match(self, tokens: Int32) -> Walk:
         """The same figures for other tokens, one per row, from the probabilities given that the text matches."""
@@ -155,13 +148,9 @@ class Lattice:
         first = np.argmax(of_class, axis=1)
         largest = of_class[rows, first]
         of_class[rows, first] = 0
-        second = of_class.max(axis=1)
-        for row, kind in enumerate(first.tolist()):  # the second one may be of the same class
-            begin, end = self._automaton.begin[kind], self._automaton.begin[kind + 1]
-            if end - begin > 1:
-                inside = np.partition(weights.weight[row, begin:end], end - begin - 2)[end - begin - 2]
-                second[row] = max(second[row], float(inside) * factors[row, kind])
-        products = np.add.reduceat(weights.weight * weights.log, self._automaton.begin[:-1], axis=1)
+        inside = second_of(self._automaton, weights.weight, first)  # the second one may be of the same class
+        second = np.maximum(of_class.max(axis=1), inside * factors[rows, first])
+        products = weights.products(self._automaton)
         logs = np.log(np.where(factors > 0, factors, 1))
         entropy = -np.sum(factors * (products + weights.total * logs), axis=1)
         return Walk(tokens, probability, largest - second, np.maximum(entropy, 0))
@@ -180,42 +169,39 @@ class Lattice:
         factors = np.zeros((len(self._weights.total), self._automaton.classes))
         for edges, row, here, after in zip(self._layers, self._row, self._before[:-1], self._after[1:], strict=True):
             if row >= 0:
-                through = here[edges.source] * after[edges.target]
-                factors[row] = np.bincount(edges.kind, through, self._automaton.classes)
+                through = here.take(edges.source) * after.take(edges.target)
+                factors[row] = _sums(edges.kind, through, self._automaton.classes)
         factors /= (factors * self._weights.total).sum(axis=1, keepdims=True)
         return factors
-
-    @cached_property
-    def _reached(self) -> list[Float64]:
-        """For each position the probability of each state given a match."""
-        both = [here * ahead for here, ahead in zip(self._before, self._after, strict=True)]
-        return [np.maximum(each / each.sum(), _LEAST) for each in both[:-1]]
 
     @cached_property
     def _before(self) -> list[Float64]:
         """For each position, and the end, the weight of all that leads to each state, relative to the best."""
         values = [np.ones(1)]
-        for edges, row, after in zip(self._layers, self._row, self._after[1:], strict=True):
-            here = values[-1][edges.source]
-            if row >= 0:
-                here = here * self._weights.total[row][edges.kind]
-            reached = _sums(edges.target, here, len(edges.targets))
-            values.append(_scaled(reached * (after > 0)))
+        for edges, weight, after in zip(self._layers, self._weight, self._after[1:], strict=True):
+            here = values[-1].take(edges.source)
+            if weight is not None:
+                here *= weight
+            values.append(_scaled(_sums(edges.target, here, len(edges.targets)) * (after > 0)))
         return values
 
     @cached_property
     def _after(self) -> list[Float64]:
         """For each position, and the end, the weight of all that can follow from each state, relative to the best."""
         values = [np.ones(len(self._layers[-1].targets))]
-        for edges, row in zip(reversed(self._layers), reversed(self._row), strict=True):
-            sums: Float64 = np.zeros(len(edges.states))
-            if row >= 0:
-                weight = self._weights.total[row]
-                sums = _sums(edges.source, weight[edges.kind] * values[-1][edges.target], len(edges.states))
+        for edges, weight in zip(reversed(self._layers), reversed(self._weight), strict=True):
+            ahead = values[-1].take(edges.target)
+            if weight is None:
+                values.append(_scaled(edges.by_source(np.maximum, ahead, 0.0)))
             else:
-                np.maximum.at(sums, edges.source, values[-1][edges.target])
-            values.append(_scaled(sums))
+                values.append(_scaled(edges.by_source(np.add, ahead * weight, 0.0)))
         return values[::-1]
+
+    @cached_property
+    def _weight(self) -> list[Float64 | None]:
+        """For each position the weight of each edge; None where nothing is scored."""
+        total, layers = self._weights.total, zip(self._layers, self._row, strict=True)
+        return [None if row < 0 else total[row].take(edges.kind) for edges, row in layers]
 
     @cached_property
     def _best(self) -> list[Float64]:
@@ -223,11 +209,111 @@ class Lattice:
         values = [np.zeros(len(self._layers[-1].targets))]
         nothing = np.zeros(self._automaton.classes)
         for edges, row in zip(reversed(self._layers), reversed(self._row), strict=True):
-            best = np.full(len(edges.states), -np.inf)
             weight = nothing if row < 0 else self._weights.best[row]
-            np.maximum.at(best, edges.source, weight[edges.kind] + values[-1][edges.target])
-            values.append(best)
+            values.append(
+                edges.by_source(np.maximum, weight.take(edges.kind) + values[-1].take(edges.target), -np.inf)
+            )
         return values[::-1]
+
+
+class _Drawing:
+    """A text as it is drawn, row after row from left to right.
+
+    Where nothing is cut off, a class is drawn and then a token of it: most classes have few tokens or many of little
+    weight, and their sums are known for all rows at once.
+    """
+
+    def __init__(
+        self, automaton: TokenAutomaton, weights: Weights, temperature: float, top_k: int, top_p: float, figures: bool
+    ) -> None:
+        count = len(weights.total)
+        self._automaton, self._weights, self._figures = automaton, weights, figures
+        self._sampling = temperature, top_k, top_p
+        self._by_class = not top_k and top_p == 1
+        self._walk = Walk(np.empty(count, np.int32), *np.zeros((3, count)))
+        if not self._by_class:
+            return
+        begin, sizes = automaton.begin[:-1], np.diff(automaton.begin)
+        best = (weights.best / temperature).astype(np.float32)
+        log = weights.log / np.float32(temperature) - np.repeat(best, sizes, axis=1)
+        self._weight = np.exp(log)  # relative to the largest of the class
+        self._total = np.add.reduceat(self._weight, begin, axis=1).astype(np.float64)
+        self._log_total = np.log(self._total) + best
+        self._first = np.zeros(count, np.int32)  # the class of the likeliest token
+        self._largest = np.zeros(count)  # the probability of that token
+        if figures:  # entropy of the tokens of a class
+            products = np.add.reduceat(self._weight * np.maximum(log, np.float32(_LEAST_LOG)), begin, axis=1)
+            self._inside = np.log(self._total) - products / self._total
+
+    def draw(self, row: int, edges: Edges, place: int, ahead: Float64, number: float, here: float) -> int:
+        """The place that the token for `row` leads to.
+
+        ahead    float64 [targets], the weight of what can follow
+        number   what is drawn by; here: the probability of this place, which figures are times
+        """
+        temperature, top_k, top_p = self._sampling
+        begin, end = edges.first[place], edges.first[place + 1]
+        kinds, targets = edges.kind[begin:end], edges.target[begin:end]
+        if self._by_class:
+            with np.errstate(divide="ignore"):
+                log = self._log_total[row, kinds] + np.log(ahead[targets]) / temperature
+            shares = np.exp(log - log.max())
+            sums = np.cumsum(shares)
+            wanted = number * sums[-1]
+            choice = min(int(sums.searchsorted(wanted, side="right")), int(np.flatnonzero(shares)[-1]))
+            first, last = self._automaton.begin[kinds[choice]], self._automaton.begin[kinds[choice] + 1]
+            weight = self._weight[row, first:last]
+            rest = (wanted - (sums[choice] - shares[choice])) / shares[choice]
+            inside = np.cumsum(weight, dtype=np.float64)
+            token = min(int(inside.searchsorted(rest * inside[-1], side="right")), len(weight) - 1)
+            self._walk.token[row] = self._automaton.ordered[first + token]
+            if self._figures:
+                shares /= sums[-1]
+                self._note(row, kinds, shares, float(weight[token] / inside[-1] * shares[choice]), here)
+            return int(targets[choice])
+        target, at = self._automaton.open_tokens(edges, place)
+        with np.errstate(divide="ignore"):
+            value = np.log(ahead)
+        kept, shares = shaped(self._weights.log[row, at] + value[target], temperature, top_k, top_p)
+        choice = min(int(np.cumsum(shares).searchsorted(number, side="right")), len(shares) - 1)
+        self._walk.token[row] = self._automaton.ordered[at[kept[choice]]]
+        if self._figures:
+            highest = np.partition(shares, len(shares) - 2)[-2:] if len(shares) > 1 else np.array([0.0, shares[0]])
+            self._walk.probability[row] = shares[choice] * here
+            self._walk.margin[row] = (highest[1] - highest[0]) * here
+            self._walk.entropy[row] = -float(shares @ np.log(shares)) - float(np.log(here))
+        return int(target[kept[choice]])
+
+    def walk(self) -> Walk:
+        """The whole text."""
+        if self._by_class and self._figures:  # the second one may be of the same class
+            inside = second_of(self._automaton, self._weight, self._first)
+            self._walk.margin[:] = np.minimum(self._walk.margin, self._largest * (1 - inside))
+        return self._walk
+
+    def _note(self, row: int, kinds: Indices, shares: Float64, probability: float, here: float) -> None:
+        """The figures of a row; margin: as if the class of the likeliest token had no other."""
+        largest = shares / self._total[row, kinds] * here
+        first = int(np.argmax(largest))
+        self._first[row], self._largest[row] = kinds[first], largest[first]
+        largest[first] = 0
+        self._walk.probability[row] = probability * here
+        self._walk.margin[row] = self._largest[row] - largest.max()
+        entropy = shares @ self._inside[row, kinds] - shares @ np.log(np.maximum(shares, 1e-300))
+        self._walk.entropy[row] = float(entropy) - float(np.log(here))
+
+
+def second_of(automaton: TokenAutomaton, weight: Float32, kinds: npt.NDArray[np.integer[Any]]) -> Float64:
+    """float64 [n]: the second largest of the weights [n, tokens] of one class in each row, 0 where it has one token."""
+    second = np.zeros(len(kinds))
+    for kind in np.unique(kinds).tolist():
+        begin, end = automaton.begin[kind], automaton.begin[kind + 1]
+        if end - begin > 1:
+            rows = np.flatnonzero(kinds == kind)
+            of_kind = weight[rows, begin:end]
+            of_kind[np.arange(len(rows)), of_kind.argmax(axis=1)] = 0
+            second[rows] = of_kind.max(axis=1)
+    return second
 
 
 def shaped(
@@ -253,15 +339,15 @@ def shaped(
     return kept[: len(shares)], shares / shares.sum()
 
 
-def _sums(places: Int32, values: Float64, count: int) -> Float64:
+def _sums(places: Indices, values: Float64, count: int) -> Float64:
     """float64 [count]: the values of each place added up."""
     return np.bincount(places, values, count).astype(np.float64, copy=False)
 
 
 def _scaled(values: Float64) -> Float64:
     """Divided by the largest; what is above zero stays so."""
-    most = values.max(initial=0.0)
+    most = values.max() if len(values) else 0.0
     if most == 0:
         return values
-    scaled: Float64 = np.where(values > 0, np.maximum(values / most, _LEAST), 0.0)
-    return scaled
+    scaled: Float64 = values / most
+    return np.maximum(scaled, _LEAST, out=scaled, where=values > 0)

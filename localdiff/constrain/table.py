@@ -21,21 +21,55 @@ from .tokens import TokenTree, spread, steps
 FAR = 1 << 30  # more tokens than any canvas has
 
 Bools = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.intp]  # what numpy indexes by, without a conversion each time
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Edges between the states of one place of a text and the next: place in `states`, class, place in `targets`.
+    """Edges between the states of one place of a text and the next: place in `states`, class, place in `targets`; by
+    source.
 
     open   what TokenAutomaton.open_tokens() found
+    of     what narrowed() found
     """
 
     states: Int32
-    source: Int32
-    kind: Int32
-    target: Int32
+    source: Indices
+    kind: Indices
+    target: Indices
     targets: Int32
-    open: dict[int, tuple[Int32, Int32]] = field(default_factory=dict, repr=False)
+    open: dict[int, tuple[Indices, Int32]] = field(default_factory=dict, repr=False)
+    of: dict[int, Edges] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def begins(self) -> Indices:
+        """Where the edges of each state that has any begin."""
+        return np.flatnonzero(np.diff(self.source, prepend=-1))
+
+    def by_source(self, ufunc: np.ufunc, values: npt.NDArray[np.float64], absent: float) -> npt.NDArray[np.float64]:
+        """float64 [states]: the values of the edges of each state reduced, `absent` where it has none."""
+        if not len(values):
+            return np.full(len(self.states), absent)
+        reduced: npt.NDArray[np.float64] = ufunc.reduceat(values, self.begins)
+        if len(reduced) == len(self.states):
+            return reduced
+        everything = np.full(len(self.states), absent)
+        everything[self.source[self.begins]] = reduced
+        return everything
+
+    @cached_property
+    def first(self) -> list[int]:
+        """Where the edges of each state begin, and their end."""
+        return np.searchsorted(self.source, np.arange(len(self.states) + 1)).tolist()  # type: ignore[no-any-return]
+
+    def narrowed(self, kind: int) -> Edges:
+        """Those for one class of tokens."""
+        found = self.of.get(kind)
+        if found is None:
+            kept = self.kind == kind
+            found = joined(self.states, self.source[kept], self.kind[kept], self.targets[self.target[kept]])
+            self.of[kind] = found
+        return found
 
 
 @dataclass(frozen=True)
@@ -114,20 +148,20 @@ class TokenAutomaton:
             kept = self.possible(left)[self.target[edge]]
             place, edge = place[kept], edge[kept]
             found = joined(states, place, self.kind[edge], self.target[edge])
-            if len(self._edges) > 4096:
+            if len(self._edges) > 2048:
                 self._edges.clear()
             self._edges[key] = found
         return found
 
-    def places(self, kinds: Int32) -> tuple[Int32, Int32]:
+    def places(self, kinds: Indices) -> tuple[Int32, Int32]:
         """The tokens of some classes: for each its place in `kinds`, and its place in `ordered`."""
         return spread(self.begin[kinds], self.begin[kinds + 1] - self.begin[kinds])
 
-    def open_tokens(self, edges: Edges, place: int) -> tuple[Int32, Int32]:
+    def open_tokens(self, edges: Edges, place: int) -> tuple[Indices, Int32]:
         """The tokens that may follow in the state at `place`: the target of each, and its place in `ordered`."""
         found = edges.open.get(place)
         if found is None:
-            begin, end = np.searchsorted(edges.source, [place, place + 1])
+            begin, end = edges.first[place], edges.first[place + 1]
             edge, at = self.places(edges.kind[begin:end])
             found = edges.open[place] = edges.target[begin:end][edge], at
         return found
@@ -143,16 +177,17 @@ class TokenAutomaton:
         return int(self.ordered[self.begin[kind]]) if single or stops else None
 
 
-def joined(states: Int32, source: Int32, kind: Int32, target: Int32) -> Edges:
+def joined(states: Int32, source: Int32 | Indices, kind: Int32 | Indices, target: Int32) -> Edges:
     """Edges with the states that they lead to; source: places in `states`, target: states."""
+    sources, kinds = source.astype(np.intp), kind.astype(np.intp)
     if not len(target):
-        return Edges(states, source, kind, target, target)
+        return Edges(states, sources, kinds, target.astype(np.intp), target)
     flags = np.zeros(int(target.max()) + 1, bool)
     flags[target] = True
     targets = np.flatnonzero(flags).astype(np.int32)
-    places = np.empty(len(flags), np.int32)
-    places[targets] = np.arange(len(targets), dtype=np.int32)
-    return Edges(states, source, kind, places[target], targets)
+    places = np.empty(len(flags), np.intp)
+    places[targets] = np.arange(len(targets))
+    return Edges(states, sources, kinds, places[target], targets)
 
 
 def build(automaton: ByteAutomaton, tree: TokenTree, vocab: int, stop_tokens: Sequence[int]) -> TokenAutomaton:
