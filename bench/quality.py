@@ -10,7 +10,9 @@ of the model's own record, the same for all rows so that they compare. Perplexit
 given, under the judge, an autoregressive model of the same vocabulary that this engine runs with causal attention.
 Distinct-2 is the share of different pairs of tokens within an answer: a low perplexity with a low one is repetition.
 --timed measures the seconds instead, one prompt at a time, in turns over the rows. What is in the JSON already is not
-done again. Not here: the speed of a forward pass (compare.py), choosing settings (localdiff tune).
+done again. The set blocks is
+for models with block-causal attention, whose results get a file of their own: the block decoders, and what the exact
+block cache saves. Not here: the speed of a forward pass (compare.py), choosing settings (localdiff tune).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from localdiff.cache.table import CACHES
 from localdiff.decode.table import DECODERS
 from localdiff.errors import OptionError
 from localdiff.generation import Generation
+from localdiff.model import EMBEDDED
 from localdiff.options import GenerateOptions
 from localdiff.profiles import PRESETS
 from localdiff.quality import agreement, distinct, judged, perplexity
@@ -46,6 +49,7 @@ EXACT = "decoder=llada"  # one token a step, no cache: what the others are compa
 FASTER = tuple(f"preset={name}" for name in PRESETS if name != "exact")
 CROSSED = (EXACT, "decoder=dream", "preset=balanced")  # one by one in blocks, one by one anywhere, many at once
 LONG = "max_new_tokens=240"  # with 16 given tokens a canvas of 256
+LOWER = "threshold=0.5"  # small models are rarely as sure as the defaults ask
 FULL = "decoder=llada block_length=32 end_token=never"  # no text ends early, so that the passes are the same
 
 
@@ -58,6 +62,13 @@ def row_sets() -> dict[str, list[str]]:
         "decoders": [EXACT, *(each for each in each_decoder if each != EXACT)],
         "caches": ["preset=balanced cache=exact", *(f"{row} {cache}" for row in CROSSED for cache in approximate)],
         "long": [f"{LONG} {each}" for each in (FULL, *(f"{FULL} {cache}" for cache in approximate), EXACT, *FASTER)],
+        "blocks": [
+            *(EXACT, f"{EXACT} cache=exact", *FASTER),
+            *(each for each in each_decoder if each != EXACT and "blocks" in DECODERS[each.partition("=")[2]].traits),
+            *(f"decoder=sdar order={order}" for order in DECODERS["sdar"].choices["order"] if order != "dynamic"),
+            *(f"decoder={name} {LOWER}" for name in ("threshold", "sdar", "llada2", "llada2.1")),
+            f"decoder=wino {LOWER} verify_threshold=0.5",
+        ],
         "pairs": [f"{decoder} {cache}" for decoder in each_decoder for cache in approximate],
     }
 
@@ -226,9 +237,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--timed", action="store_true")
     parser.add_argument("--timed-prompts", type=int, default=9, help="the first one warms up")
-    today = datetime.date.today().isoformat()
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / f"{today}-quality.json")
+    parser.add_argument("--out", type=Path, help="default: by date, and by name where it is not the embedded model")
     arguments = parser.parse_args()
+    if arguments.out is None:
+        name = "" if arguments.model.resolve() == EMBEDDED.resolve() else f"-{arguments.model.stem}"
+        arguments.out = ROOT / "bench" / "results" / f"{datetime.date.today().isoformat()}-quality{name}.json"
 
     sets = row_sets()
     rows = [*(row for name in arguments.rows for row in sets[name]), *arguments.row]

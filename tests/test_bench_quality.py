@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 import localdiff
+from localdiff.decode.table import settings_for
 from localdiff.model import EMBEDDED
+from localdiff.options import GenerateOptions
+from localdiff.spec import DiffusionSpec
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "bench"))
+from quality import options_of, row_sets  # noqa: E402 - a program, not a package
+
 STORY = "Once upon a time there was a little girl who lived in a small house near the river. One day she went out. " * 6
 
 
@@ -61,3 +67,13 @@ def test_rows_are_made_once_and_hold_what_the_model_says(tmp_path: Path) -> None
     table = out.with_suffix(".md").read_text()
     assert all(f"| {row} |" in table for row in rows[:2])
     assert out.with_suffix(".png").is_file()
+
+
+def test_the_rows_of_a_block_model_go_with_it() -> None:
+    rows = row_sets()["blocks"]
+    assert len(set(rows)) == len(rows)
+    record = DiffusionSpec(1, True, attention="block_causal", block_length=4)
+    for row in rows:
+        if "preset" not in row:
+            chosen = settings_for(GenerateOptions(**options_of(row)), record, 32)
+            assert chosen.cache == ("exact" if "cache=exact" in row else "block")
