@@ -49,7 +49,7 @@ EXACT = "decoder=llada"  # one token a step, no cache: what the others are compa
 FASTER = tuple(f"preset={name}" for name in PRESETS if name != "exact")
 CROSSED = (EXACT, "decoder=dream", "preset=balanced")  # one by one in blocks, one by one anywhere, many at once
 LONG = "max_new_tokens=240"  # with 16 given tokens a canvas of 256
-LOWER = "threshold=0.5"  # small models are rarely as sure as the defaults ask
+LOWER = "threshold=0.25"  # small models are rarely as sure as the defaults ask
 FULL = "decoder=llada block_length=32 end_token=never"  # no text ends early, so that the passes are the same
 
 
@@ -66,8 +66,8 @@ def row_sets() -> dict[str, list[str]]:
             *(EXACT, f"{EXACT} cache=exact", *FASTER),
             *(each for each in each_decoder if each != EXACT and "blocks" in DECODERS[each.partition("=")[2]].traits),
             *(f"decoder=sdar order={order}" for order in DECODERS["sdar"].choices["order"] if order != "dynamic"),
-            *(f"decoder={name} {LOWER}" for name in ("threshold", "sdar", "llada2", "llada2.1")),
-            f"decoder=wino {LOWER} verify_threshold=0.5",
+            *(f"decoder=sdar order=static steps_per_block={steps}" for steps in (2, 1)),
+            *(f"decoder={name} {LOWER}" for name in ("threshold", "sdar", "llada2", "llada2.1", "wino")),
         ],
         "pairs": [f"{decoder} {cache}" for decoder in each_decoder for cache in approximate],
     }
