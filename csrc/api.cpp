@@ -287,11 +287,11 @@ ld_status ld_model_get_info(const ld_model* model, ld_model_info* out) {
     require(model != nullptr, "model is NULL");
     const ld::Model& m = *model->model;
     const ld::ModelConfig& c = m.config();
-    write_struct<ld_model_info>(
-        "ld_model_info",
-        {0, c.vocab, c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim, c.context_length, m.parameters(),
-         m.weight_bytes(), c.arch.c_str(), m.ops().isa(m.device()), m.skipped().c_str(), c.lengths},
-        out);
+    write_struct<ld_model_info>("ld_model_info",
+                                {0, c.vocab, c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim,
+                                 c.context_length, m.parameters(), m.weight_bytes(), c.arch.c_str(),
+                                 m.ops().isa(m.device()), m.skipped().c_str(), c.lengths, m.feedback().ffn.width > 0},
+                                out);
   });
 }
 

@@ -2,11 +2,15 @@
 #include "arch.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "error.h"
 
 namespace ld {
 namespace {
+
+constexpr int kListed = -1;  // the file says of each layer whether it has a window
 
 // What the metadata of an architecture leaves unsaid. Names are those of GGUF's `general.architecture`.
 struct ArchRow {
@@ -18,15 +22,23 @@ struct ArchRow {
   bool first_norm = true;
   bool learned_positions = false;
   bool token_types = false;
+  bool scaled_embeddings = false;  // by the root of their width
+  bool canvas_norm = false;
+  bool layer_scales = false;
   bool qk_norm = false;
+  bool value_norm = false;
+  bool keys_as_values = false;
+  float attention_scale = 0;
   Rope rope = Rope::none;
   int window_period = 0;  // every so many layers, the first included, one sees everything; 0 = no windows
+  bool window_behind = false;
   Activation activation = Activation::silu;
   bool gated = false;
   bool fused_gate = false;
   HeadKind head = HeadKind::linear;
   RouterKind router = RouterKind::none;
   bool renormalise = false;  // weights of the chosen experts sum to 1, unless the file says otherwise
+  bool experts_beside = false;
 };
 
 constexpr ArchRow kRows[] = {
@@ -77,6 +89,23 @@ constexpr ArchRow kRows[] = {
      .gated = true,
      .fused_gate = true,
      .head = HeadKind::mlm},
+    {.name = "diffusion-gemma",
+     .norm_order = NormOrder::sandwich,
+     .scaled_embeddings = true,
+     .canvas_norm = true,
+     .layer_scales = true,
+     .qk_norm = true,
+     .value_norm = true,
+     .keys_as_values = true,
+     .attention_scale = 1,
+     .rope = Rope::half,
+     .window_period = kListed,
+     .window_behind = true,
+     .activation = Activation::gelu_tanh,
+     .gated = true,
+     .router = RouterKind::softmax,
+     .renormalise = true,
+     .experts_beside = true},
 };
 
 struct ActivationName {
@@ -136,6 +165,22 @@ class Keys {
   double real(const char* key, double low, double high) const {
     return bounded_real(key, file_.real(name(key)), low, high);
   }
+  // One number for every layer, or a list of one for each; `absent` where there is none.
+  std::vector<int> sizes_or(const char* key, int layers, uint64_t absent, uint64_t high) const {
+    const Metadata* found = file_.find(name(key));
+    if (found == nullptr || found->type != ValueType::array)
+      return std::vector<int>(layers, size_or(key, absent, 1, high));
+    const bool whole = found->element == ValueType::u32 || found->element == ValueType::i32;
+    if (!whole || found->count < static_cast<uint64_t>(layers))
+      throw Error(LD_FILE, name(key) + " is not an array of one 32-bit number per layer");
+    std::vector<int> sizes;
+    for (int i = 0; i < layers; i++) {
+      uint32_t value;
+      std::memcpy(&value, found->data.data() + i * sizeof value, sizeof value);
+      sizes.push_back(bounded(key, value, 1, high));
+    }
+    return sizes;
+  }
 
  private:
   int bounded(const char* key, uint64_t value, uint64_t low, uint64_t high) const {
@@ -161,29 +206,47 @@ void read_shape(const Keys& keys, ModelConfig* config) {
   c.spare_layers = keys.size_or("nextn_predict_layers", 0, 0, c.layers - 1);
   c.layers -= c.spare_layers;
   c.heads = keys.size("attention.head_count", 1 << 10);
-  c.kv_heads = keys.size_or("attention.head_count_kv", c.heads, 1, c.heads);
   c.ffn_dim = keys.size("feed_forward_length", 1 << 18);
   c.context_length = keys.size("context_length", 1 << 24);
   if (!keys.has("attention.key_length") && c.dim % c.heads != 0)
     throw Error(LD_FILE, text("%s is %d, not a multiple of the %d heads", keys.name("embedding_length").c_str(), c.dim,
                               c.heads));
-  c.head_dim = keys.size_or("attention.key_length", c.dim / c.heads, 1, 1 << 10);
-  if (keys.size_or("attention.value_length", c.head_dim, 1, 1 << 10) != c.head_dim)
-    throw Error(LD_FILE, keys.name("attention.value_length") + " differs from the key length, which is not supported");
-  if (c.heads % c.kv_heads != 0)
-    throw Error(LD_FILE, text("%s is %d, not a divisor of the %d heads", keys.name("attention.head_count_kv").c_str(),
-                              c.kv_heads, c.heads));
+  auto head_dim = [&](const char* key_length, const char* value_length, int absent) {
+    const int found = keys.size_or(key_length, absent, 1, 1 << 10);
+    if (keys.size_or(value_length, found, 1, 1 << 10) != found)
+      throw Error(LD_FILE, keys.name(value_length) + " differs from the key length, which is not supported");
+    return found;
+  };
+  c.head_dim = head_dim("attention.key_length", "attention.value_length", c.dim / c.heads);
+  c.local_head_dim = head_dim("attention.key_length_swa", "attention.value_length_swa", c.head_dim);
 }
 
-// Which layers see a window only, and how far. `attention.sliding_window` counts both sides.
-void read_windows(const Gguf& file, const Keys& keys, int period, ModelConfig* config) {
+// The heads of every layer, whose windows are known.
+void read_heads(const Keys& keys, ModelConfig* config) {
+  ModelConfig& c = *config;
+  const std::vector<int> kv_heads = keys.sizes_or("attention.head_count_kv", c.layers, c.heads, c.heads);
+  c.kv_heads = kv_heads[0];
+  for (int i = 0; i < c.layers; i++) {
+    if (c.heads % kv_heads[i] != 0)
+      throw Error(LD_FILE, text("%s is %d, not a divisor of the %d heads", keys.name("attention.head_count_kv").c_str(),
+                                kv_heads[i], c.heads));
+    c.kv.push_back({kv_heads[i], c.windowed[i] ? c.local_head_dim : c.head_dim});
+    if (!c.windowed[i]) c.kv_heads = kv_heads[i];
+  }
+}
+
+// Which layers see a window only, and how far. `attention.sliding_window` counts both sides, or what a row sees behind it.
+void read_windows(const Gguf& file, const Keys& keys, const ArchRow& row, ModelConfig* config) {
+  int period = row.window_period;
   config->windowed.assign(config->layers, false);
   if (period == 0 || !keys.has("attention.sliding_window")) return;
-  config->window = keys.size("attention.sliding_window", 1 << 24) / 2;
-  config->local_theta = keys.real_or("rope.freq_base_swa", config->rope.theta, 1.000001, 1e12);
+  config->window = keys.size("attention.sliding_window", 1 << 24);
+  config->window_behind = row.window_behind;
+  if (!row.window_behind) config->window /= 2;
   const std::string key = keys.name("attention.sliding_window_pattern");
   const Metadata* pattern = file.find(key);
-  if (pattern != nullptr && pattern->type == ValueType::array) {
+  if (period == kListed || (pattern != nullptr && pattern->type == ValueType::array)) {
+    if (pattern == nullptr) throw Error(LD_FILE, key + " is missing, expected an array of one boolean per layer");
     if (pattern->element != ValueType::boolean || pattern->count < static_cast<uint64_t>(config->layers))
       throw Error(LD_FILE, key + " is not an array of one boolean per layer");
     for (int i = 0; i < config->layers; i++) config->windowed[i] = pattern->data[i] != 0;
@@ -198,6 +261,7 @@ void read_experts(const Gguf& file, const Keys& keys, const ArchRow& row, ModelC
   MoeConfig& moe = config->moe;
   RouterRule& rule = moe.rule;
   moe.experts = keys.size("expert_count", 1 << 12);
+  moe.beside = row.experts_beside;
   rule.used = keys.size("expert_used_count", std::min(moe.experts, kMostExpertsUsed));
   moe.expert_dim = keys.size_or("expert_feed_forward_length", std::max(1, config->ffn_dim / rule.used), 1, 1 << 18);
   moe.dense_layers = keys.size_or("leading_dense_block_count", 0, 0, config->layers);
@@ -228,6 +292,12 @@ ModelConfig read_config(const Gguf& file) {
   config.norm = row.norm;
   config.norm_bias = row.norm_bias;
   config.first_norm = row.first_norm;
+  config.norm_order = row.norm_order;
+  config.canvas_norm = row.canvas_norm;
+  config.layer_scales = row.layer_scales;
+  config.value_norm = row.value_norm;
+  config.keys_as_values = row.keys_as_values;
+  config.attention_scale = row.attention_scale;
   config.learned_positions = row.learned_positions;
   config.token_types = row.token_types;
   config.qk_norm = row.qk_norm;
@@ -240,13 +310,17 @@ ModelConfig read_config(const Gguf& file) {
   config.norm_eps = static_cast<float>(
       keys.real(row.norm == NormKind::rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon", 0, 1));
 
-  const std::string_view order = file.string("localdiff.norm", row.norm_order == NormOrder::pre ? "pre" : "post");
-  if (order != "pre" && order != "post")
-    throw Error(LD_FILE, "localdiff.norm is '" + std::string(order) + "', expected pre or post");
-  config.norm_order = order == "pre" ? NormOrder::pre : NormOrder::post;
+  if (row.norm_order != NormOrder::sandwich) {
+    const std::string_view order = file.string("localdiff.norm", row.norm_order == NormOrder::pre ? "pre" : "post");
+    if (order != "pre" && order != "post")
+      throw Error(LD_FILE, "localdiff.norm is '" + std::string(order) + "', expected pre or post");
+    config.norm_order = order == "pre" ? NormOrder::pre : NormOrder::post;
+  }
   // What normalises after its sums normalises the embeddings too, and its last sum is the output.
   config.embedding_norm = row.embedding_norm || config.norm_order == NormOrder::post;
-  config.output_norm = config.norm_order == NormOrder::pre;
+  config.output_norm = config.norm_order != NormOrder::post;
+  config.embedding_scale = row.scaled_embeddings ? std::sqrt(static_cast<float>(config.dim)) : 1.0f;
+  config.logit_cap = static_cast<float>(keys.real_or("final_logit_softcapping", 0, 0, 1e6));
 
   const std::string_view head = file.string("localdiff.head", row.head == HeadKind::mlm ? "mlm" : "linear");
   if (head != "mlm" && head != "linear")
@@ -263,8 +337,17 @@ ModelConfig read_config(const Gguf& file) {
     config.activation = found->activation;
   }
 
-  config.rope = read_rope(file, config.arch + ".", row.rope, config.head_dim);
-  read_windows(file, keys, row.window_period, &config);
+  read_windows(file, keys, row, &config);
+  read_heads(keys, &config);
+  config.rope = config.local_rope = read_rope(file, config.arch + ".", row.rope, config.head_dim);
+  if (config.window > 0) {
+    config.local_rope.theta = keys.real_or("rope.freq_base_swa", config.rope.theta, 1.000001, 1e12);
+    const int same = std::min(config.rope.dims, config.local_head_dim);
+    config.local_rope.dims = keys.size_or("rope.dimension_count_swa", same, 2, config.local_head_dim);
+    if (config.local_rope.dims % 2 != 0)
+      throw Error(LD_FILE, text("%s is %d, expected an even number", keys.name("rope.dimension_count_swa").c_str(),
+                                config.local_rope.dims));
+  }
   read_experts(file, keys, row, &config);
   return config;
 }

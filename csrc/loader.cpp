@@ -52,6 +52,12 @@ std::vector<float> decode(const Tensor& tensor) {
 
 }  // namespace
 
+// Rows [first, first + taken) of each of `count` matrices [rows, columns], which lie one after the other in a tensor.
+struct Loader::Stack {
+  std::string name;
+  int count, rows, columns, first, taken;
+};
+
 void Loader::run() {
   const Tensor* embedding = require("token_embd.weight");
   if (embedding != nullptr) model_.config_.vocab = static_cast<int>(embedding->rows());
@@ -75,8 +81,10 @@ void Loader::declare() {
       m.type_embedding_ = table("token_types.weight", static_cast<int>(types->rows()));
   }
   if (c.embedding_norm) m.embedding_norm_ = norm("token_embd_norm");
-  const RopeParams everywhere = rope(0, c.rope.theta);
-  const RopeParams windowed = c.window > 0 ? rope(1, c.local_theta) : everywhere;
+  if (c.canvas_norm) m.canvas_norm_ = plain_norm(c.dim);
+  if (c.canvas_norm && file_.tensor("self_cond_pre_norm.weight") != nullptr) feedback();
+  const RopeParams everywhere = rope(0, c.rope, "rope_freqs.weight");
+  const RopeParams windowed = c.window > 0 ? rope(1, c.local_rope, nullptr) : everywhere;
   m.layers_.clear();
   for (int i = 0; i < c.layers; i++) {
     m.layers_.push_back(layer(i));
@@ -89,34 +97,45 @@ void Loader::declare() {
 Layer Loader::layer(int index) {
   const ModelConfig& c = model_.config_;
   const std::string block = block_name(index);
-  const bool pre = c.norm_order == NormOrder::pre;
+  const bool pre = c.norm_order != NormOrder::post, sandwich = c.norm_order == NormOrder::sandwich;
+  const int head_dim = c.kv[index].head_dim;
   Layer layer;
   layer.windowed = c.windowed[index];
   layer.attention.index = index;
-  layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+  layer.attention.scale = c.attention_scale > 0 ? c.attention_scale : 1.0f / std::sqrt(static_cast<float>(head_dim));
   if (pre && (index > 0 || c.first_norm)) layer.attention_join.before = norm(block + "attn_norm");
   if (file_.tensor(block + "attn_qkv.weight") != nullptr) {
-    layer.qkv = {adaptable(block + "attn_qkv", c.qkv_dim(), c.dim)};
+    layer.qkv = {adaptable(block + "attn_qkv", c.qkv_dim(index), c.dim)};
   } else {
-    layer.qkv = {adaptable(block + "attn_q", c.heads * c.head_dim, c.dim),
-                 adaptable(block + "attn_k", c.kv_heads * c.head_dim, c.dim),
-                 adaptable(block + "attn_v", c.kv_heads * c.head_dim, c.dim)};
+    layer.qkv = {adaptable(block + "attn_q", c.q_dim(index), c.dim),
+                 adaptable(block + "attn_k", c.kv_dim(index), c.dim)};
+    const bool keys = c.keys_as_values && file_.tensor(block + "attn_v.weight") == nullptr;
+    layer.qkv.push_back(keys ? layer.qkv.back() : adaptable(block + "attn_v", c.kv_dim(index), c.dim));
   }
   if (c.qk_norm) {
-    layer.attention.q_norm = head_norm(block + "attn_q_norm");
-    layer.attention.k_norm = head_norm(block + "attn_k_norm");
+    layer.attention.q_norm = head_norm(block + "attn_q_norm", head_dim);
+    layer.attention.k_norm = head_norm(block + "attn_k_norm", head_dim);
   }
-  layer.attention_output = adaptable(block + "attn_output", c.dim, c.heads * c.head_dim);
+  if (c.value_norm) layer.attention.v_norm = plain_norm(head_dim);
+  layer.attention_output = adaptable(block + "attn_output", c.dim, c.q_dim(index));
+  if (sandwich) layer.attention_join.inner = norm(block + "post_attention_norm");
   if (!pre) layer.attention_join.after = norm(block + "attn_output_norm");
 
   if (pre) layer.ffn_join.before = norm(block + "ffn_norm");
-  if (!c.has_experts(index)) {
-    layer.ffn = feed_forward(block, "", c.ffn_dim);
-  } else {
+  if (c.has_dense(index)) layer.ffn = feed_forward(block, "", c.ffn_dim);
+  if (c.has_experts(index)) {
     if (c.moe.shared_dim > 0) layer.ffn = feed_forward(block, "_shexp", c.moe.shared_dim);
     layer.experts = experts(block, &layer.expert_weights);
+    layer.experts_before = c.moe.beside ? norm(block + "pre_ffw_norm_2") : layer.ffn_join.before;
+    if (c.moe.beside) layer.ffn_inner = norm(block + "post_ffw_norm_1");
+    if (c.moe.beside) layer.experts_inner = norm(block + "post_ffw_norm_2");
   }
+  if (sandwich) layer.ffn_join.inner = norm(block + "post_ffw_norm");
   if (!pre) layer.ffn_join.after = norm(block + "layer_output_norm");
+  if (c.layer_scales) {
+    layer.prompt_scale = number(block + "enc_layer_output_scale.weight");
+    layer.canvas_scale = number(block + "layer_output_scale.weight");
+  }
   for (const auto& parts : {layer.qkv, {layer.attention_output}, layer.ffn.in, {layer.ffn.down}}) widen(parts);
   return layer;
 }
@@ -145,14 +164,35 @@ Experts Loader::experts(const std::string& block, std::vector<const Weight*>* we
   experts.count = moe.experts;
   experts.activation = c.activation;
   experts.router = float_matrix(block + "ffn_gate_inp.weight", moe.experts, c.dim);
+  if (moe.beside) experts.router_norm = router_norm(block + "ffn_gate_inp.scale");
   experts.bias = vector(block + "exp_probs_b.bias", moe.experts, true);
-  slices(block + "ffn_gate_exps.weight", moe.experts, moe.expert_dim, c.dim, weights);
-  slices(block + "ffn_up_exps.weight", moe.experts, moe.expert_dim, c.dim, weights);
-  slices(block + "ffn_down_exps.weight", moe.experts, c.dim, moe.expert_dim, weights);
+  experts.gain = vector(block + "ffn_down_exps.scale", moe.experts, true);
+  const std::string both = block + "ffn_gate_up_exps.weight";
+  const int width = moe.expert_dim;
+  if (file_.tensor(both) != nullptr) {
+    slices({both, moe.experts, 2 * width, c.dim, 0, width}, weights);
+    slices({both, moe.experts, 2 * width, c.dim, width, width}, weights);
+  } else {
+    slices({block + "ffn_gate_exps.weight", moe.experts, width, c.dim, 0, width}, weights);
+    slices({block + "ffn_up_exps.weight", moe.experts, width, c.dim, 0, width}, weights);
+  }
+  slices({block + "ffn_down_exps.weight", moe.experts, c.dim, width, 0, c.dim}, weights);
   experts.gate = weights->data();
   experts.up = experts.gate + moe.experts;
   experts.down = experts.up + moe.experts;
   return experts;
+}
+
+void Loader::feedback() {
+  const ModelConfig& c = model_.config_;
+  Feedback& feedback = model_.feedback_;
+  feedback.norm = norm("self_cond_pre_norm");
+  feedback.ffn.width = c.ffn_dim;
+  feedback.ffn.activation = c.activation;
+  feedback.ffn.gated = true;
+  feedback.ffn.in = {adaptable("self_cond_gate", c.ffn_dim, c.dim), adaptable("self_cond_up", c.ffn_dim, c.dim)};
+  feedback.ffn.down = adaptable("self_cond_down", c.dim, c.ffn_dim);
+  for (const auto& parts : {feedback.ffn.in, {feedback.ffn.down}}) widen(parts);
 }
 
 void Loader::head() {
@@ -169,9 +209,11 @@ void Loader::head() {
   }
   // Without a head of its own the model reuses the token embedding.
   const bool own = file_.tensor("output.weight") != nullptr;
-  head.decoder.n = c.vocab;
   head.decoder.weight = matrix(own ? "output.weight" : "token_embd.weight", c.vocab, c.dim, Use::multiply);
   head.decoder.bias = vector("output.bias", c.vocab, true);
+  head.decoder.cap = c.logit_cap;
+  if (model_.feedback_.ffn.width > 0) head.decoder.table = model_.token_embedding_;
+  head.decoder.table_scale = c.embedding_scale;
 }
 
 // The encoder layer of torch, normed after its sums, with as many heads as the model's layers.
@@ -186,9 +228,11 @@ LengthHead Loader::length_head(const Tensor& classes) {
                      c.heads, c.dim / c.heads, c.heads, c.head_dim, c.kv_heads));
   c.lengths = static_cast<int>(std::min<uint64_t>(classes.rows(), INT32_MAX));
   LengthHead head;
+  c.kv.resize(c.layers);
+  c.kv.push_back({c.heads, c.head_dim});
   head.layer.attention.index = c.layers;  // its state follows that of the model's layers
   head.layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-  head.layer.qkv = {linear(block + "attn_qkv", c.qkv_dim(), c.dim)};
+  head.layer.qkv = {linear(block + "attn_qkv", c.qkv_dim(c.layers), c.dim)};
   head.layer.attention_output = linear(block + "attn_output", c.dim, c.dim);
   head.layer.attention_join.after = layer_norm(block + "attn_output_norm", kEps);
   head.layer.ffn.in = {linear(block + "ffn_up", c.ffn_dim, c.dim)};
@@ -201,22 +245,23 @@ LengthHead Loader::length_head(const Tensor& classes) {
   return head;
 }
 
-RopeParams Loader::rope(int table, double theta) {
-  const RopeConfig& c = model_.config_.rope;
+// `divisors`: the tensor that each frequency is divided by, null = none.
+RopeParams Loader::rope(int table, const RopeConfig& c, const char* name) {
   if (c.kind == Rope::none) return {};
-  std::vector<float> divisors(c.dims / 2, 1.0f);  // Llama 3 scales each frequency by a stored factor
-  if (const Tensor* tensor = find("rope_freqs.weight")) {
+  std::vector<float> divisors(c.dims / 2, 1.0f);
+  const Tensor* tensor = name == nullptr ? nullptr : find(name);
+  if (tensor != nullptr) {
     check_shape(*tensor, 1, divisors.size());
     divisors = decode(*tensor);
   }
   for (size_t i = 0; i < divisors.size(); i++)
     if (!(divisors[i] > 0 && std::isfinite(divisors[i])))
-      throw Error(LD_FILE, text("rope_freqs.weight: value %zu is %g, expected more than 0", i, divisors[i]));
+      throw Error(LD_FILE, text("%s: value %zu is %g, expected more than 0", name, i, divisors[i]));
   if (declaring_) return {};
   RopeParams params{};
   params.kind = c.kind;
   params.dims = c.dims;
-  params.frequencies = upload(rope_frequencies(c, theta, divisors));
+  params.frequencies = upload(rope_frequencies(c, divisors));
   params.table = table;
   params.magnitude = c.magnitude;
   params.temperature = c.temperature;
@@ -280,27 +325,30 @@ const Weight* Loader::pack_floats(const std::string& name, int rows, int columns
   return pack(floats, Use::multiply);
 }
 
-// Appends `count` matrices [rows, columns] that one tensor [count, rows, columns] holds.
-void Loader::slices(const std::string& name, int count, int rows, int columns, std::vector<const Weight*>* out) {
-  const Tensor* tensor = require(name);
+// Appends the matrices that a tensor holds.
+void Loader::slices(const Stack& s, std::vector<const Weight*>* out) {
+  const Tensor* tensor = require(s.name);
   if (tensor != nullptr) {
-    if (tensor->dims[1] != static_cast<uint64_t>(rows) || tensor->dims[2] != static_cast<uint64_t>(count))
-      throw Error(LD_FILE, text("%s: shape [%llu, %llu, %llu], expected [%d, %d, %d]", name.c_str(),
+    if (tensor->dims[1] != static_cast<uint64_t>(s.rows) || tensor->dims[2] != static_cast<uint64_t>(s.count))
+      throw Error(LD_FILE, text("%s: shape [%llu, %llu, %llu], expected [%d, %d, %d]", s.name.c_str(),
                                 (unsigned long long)tensor->dims[2], (unsigned long long)tensor->dims[1],
-                                (unsigned long long)tensor->dims[0], count, rows, columns));
-    check_shape(*tensor, static_cast<uint64_t>(count) * rows, columns);
+                                (unsigned long long)tensor->dims[0], s.count, s.rows, s.columns));
+    check_shape(*tensor, static_cast<uint64_t>(s.count) * s.rows, s.columns);
   }
   if (declaring_) return;
-  const size_t bytes = tensor->data.size() / count;
+  const size_t row_bytes = tensor->data.size() / s.count / s.rows;
   Tensor slice = *tensor;
   slice.n_dims = 2;
+  slice.dims[1] = s.taken;
   slice.dims[2] = 1;
-  for (int i = 0; i < count; i++) {
-    slice.data = tensor->data.subspan(i * bytes, bytes);
+  for (int i = 0; i < s.count; i++) {
+    const size_t row = static_cast<size_t>(i) * s.rows + s.first;
+    slice.data = tensor->data.subspan(row * row_bytes, s.taken * row_bytes);
     out->push_back(pack(slice, Use::multiply));
     file_.forget(slice);
   }
-  model_.multiplied_.push_back({name, columns, {out->end() - count, out->end()}});
+  // Matrices that were cut out of one read the same, so one of them tells what all of them do.
+  if (s.first == 0) model_.multiplied_.push_back({s.name, s.columns, {out->end() - s.count, out->end()}});
 }
 
 const float* Loader::vector(const std::string& name, int length, bool optional) {
@@ -312,6 +360,15 @@ const float* Loader::vector(const std::string& name, int length, bool optional) 
   for (float value : values)
     if (!std::isfinite(value)) throw Error(LD_FILE, name + ": holds a value that is not finite");
   return upload(values);
+}
+
+float Loader::number(const std::string& name) {
+  const Tensor* tensor = require(name);
+  if (tensor == nullptr) return 1;
+  check_shape(*tensor, 1, 1);
+  const float value = decode(*tensor)[0];
+  if (!std::isfinite(value)) throw Error(LD_FILE, name + ": is not finite");
+  return value;
 }
 
 const float* Loader::upload(const std::vector<float>& values) {
@@ -354,9 +411,28 @@ Norm Loader::layer_norm(const std::string& name, float eps) {
   return {NormKind::layer, vector(name + ".weight", dim, false), vector(name + ".bias", dim, false), eps};
 }
 
-Norm Loader::head_norm(const std::string& name) {
+Norm Loader::head_norm(const std::string& name, int head_dim) {
+  return {NormKind::rms, vector(name + ".weight", head_dim, false), nullptr, model_.config_.norm_eps};
+}
+
+// An rms norm without weights.
+Norm Loader::plain_norm(int width) {
+  const float* ones = declaring_ ? nullptr : upload(std::vector<float>(width, 1.0f));
+  return {NormKind::rms, ones, nullptr, model_.config_.norm_eps};
+}
+
+// Of the router that scales what it reads by a vector and 1 / sqrt(dim).
+Norm Loader::router_norm(const std::string& name) {
   const ModelConfig& c = model_.config_;
-  return {NormKind::rms, vector(name + ".weight", c.head_dim, false), nullptr, c.norm_eps};
+  const Tensor* tensor = require(name);
+  if (tensor == nullptr) return {};
+  check_shape(*tensor, 1, c.dim);
+  if (declaring_) return {};
+  std::vector<float> weights = decode(*tensor);
+  for (float& weight : weights) weight /= std::sqrt(static_cast<float>(c.dim));
+  for (float weight : weights)
+    if (!std::isfinite(weight)) throw Error(LD_FILE, name + ": holds a value that is not finite");
+  return {NormKind::rms, upload(weights), nullptr, c.norm_eps};
 }
 
 // ---- what is left ----

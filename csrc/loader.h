@@ -24,9 +24,10 @@ class Loader {
   Layer layer(int index);
   FeedForward feed_forward(const std::string& block, const char* suffix, int width);
   Experts experts(const std::string& block, std::vector<const Weight*>* weights);
+  void feedback();
   void head();
   LengthHead length_head(const Tensor& classes);
-  RopeParams rope(int table, double theta);
+  RopeParams rope(int table, const RopeConfig& config, const char* divisors);
 
   const Tensor* find(const std::string& name);
   const Tensor* require(const std::string& name);
@@ -35,15 +36,19 @@ class Loader {
   const Weight* table(const std::string& name, int rows);
   const Weight* float_matrix(const std::string& name, int rows, int columns);
   const Weight* pack_floats(const std::string& name, int rows, int columns, const std::vector<float>& values);
-  void slices(const std::string& name, int count, int rows, int columns, std::vector<const Weight*>* out);
+  struct Stack;
+  void slices(const Stack& stack, std::vector<const Weight*>* out);
   const float* vector(const std::string& name, int length, bool optional);
+  float number(const std::string& name);
   const float* upload(const std::vector<float>& values);
   Linear linear(const std::string& name, int n, int k);
   Linear adaptable(const std::string& name, int n, int k);
   void widen(const std::vector<Linear>& parts);
   Norm norm(const std::string& name);
   Norm layer_norm(const std::string& name, float eps);
-  Norm head_norm(const std::string& name);
+  Norm head_norm(const std::string& name, int head_dim);
+  Norm plain_norm(int width);
+  Norm router_norm(const std::string& name);
 
   void refuse_missing() const;
   void sort_unused();

@@ -28,9 +28,10 @@ struct Linear {
   LowRank change{};
 };
 
-// A sublayer reads norm(x) and adds to x, which `after` then norms in place. Either norm may be NormKind::none.
+// A sublayer reads before(x) and adds inner(what it gives) to x, which `after` then norms in place. Any of the norms may be
+// NormKind::none.
 struct Join {
-  Norm before{}, after{};
+  Norm before{}, inner{}, after{};
 };
 
 // down(activation(first columns of in(x)) * the rest), or down(activation(in(x))) where nothing gates.
@@ -48,10 +49,20 @@ struct Layer {
   bool windowed = false;
   std::vector<Linear> qkv;  // q, k, v, or one fused matrix; their outputs lie side by side
   Linear attention_output;
-  Join ffn_join;
+  Join ffn_join;                              // of the sum of the parts below; `before` of the dense one
   FeedForward ffn;                            // every row's: the dense layer, or the shared expert
+  Norm ffn_inner{};                           // of what it gives
   Experts experts{};                          // count 0 without
+  Norm experts_before{}, experts_inner{};     // of what they read and give
   std::vector<const Weight*> expert_weights;  // gates, ups, downs
+  float prompt_scale = 1, canvas_scale = 1;   // of x after all this
+};
+
+// What a step tells the next one: x of a row += down(activation(gate(norm(e))) * up(norm(e))), with e the embedding that
+// was expected there.
+struct Feedback {
+  Norm norm{};
+  FeedForward ffn;  // width 0 without
 };
 
 // From the last hidden rows to logits.
@@ -59,7 +70,7 @@ struct OutputHead {
   Norm norm{};
   Linear dense;  // masked language models: decoder(dense_norm(activation(dense(x))))
   Norm dense_norm{};
-  Linear decoder;
+  OutputLayer decoder{};
 };
 
 // From the hidden rows of a prompt to logits of how many tokens its answer has: one more layer in which all rows see each
@@ -93,6 +104,8 @@ class Model {
   const Weight* position_embedding() const { return position_embedding_; }  // null without learned positions
   const Weight* type_embedding() const { return type_embedding_; }          // null without; all tokens are of type 0
   const Norm& embedding_norm() const { return embedding_norm_; }
+  const Norm& canvas_norm() const { return canvas_norm_; }
+  const Feedback& feedback() const { return feedback_; }
   const std::vector<Layer>& layers() const { return layers_; }
   const OutputHead& head() const { return head_; }
   const LengthHead& length_head() const { return length_head_; }
@@ -116,7 +129,8 @@ class Model {
   const Weight* token_embedding_ = nullptr;
   const Weight* position_embedding_ = nullptr;
   const Weight* type_embedding_ = nullptr;
-  Norm embedding_norm_{};
+  Norm embedding_norm_{}, canvas_norm_{};
+  Feedback feedback_;
   std::vector<Layer> layers_;
   OutputHead head_;
   LengthHead length_head_;

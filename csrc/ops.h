@@ -7,6 +7,7 @@
 // order is fixed per row). Operations may throw Error only while opening, packing and creating.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -29,25 +30,43 @@ struct DeviceOptions {
 enum class Use { gather, multiply };
 
 // Activation buffers of a context, each [rows, width given in ContextShape].
-// `ffn` holds gate | up of a gated feed-forward layer side by side; `branch` what is normed or summed before it joins x;
-// `head` what a masked language model's head makes of score_rows rows.
-enum class Buffer { x, qkv, attention, ffn, branch, head, low_rank, count };
+// `ffn` holds gate | up of a gated feed-forward layer side by side; `branch` what is normed or summed before it joins x,
+// `side` what joins the branch; `head` what a masked language model's head makes of score_rows rows; `feedback` the
+// embeddings that ScoreRow::feedback asks for, one row for each place of each slot.
+enum class Buffer { x, qkv, attention, ffn, branch, side, head, low_rank, feedback, count };
 
 // How quantised weights are multiplied: with the file's block scales, or with one scale per output channel, which is
 // faster and rounds a little more. Weights in float are not concerned.
 enum class Math { exact, fast };
 
+// The keys and values of one layer; its query heads are as long.
+struct KvShape {
+  int kv_heads, head_dim;
+};
+
 struct ContextShape {
   int threads;  // 0 = all that the process may use
   Math math;
-  int slots, slot_length, layers, heads, kv_heads, head_dim;
-  int rows;        // at most, per call
-  int score_rows;  // at most, per call
+  int slots, slot_length, layers, heads;
+  const KvShape* kv;  // [layers], outlives the context
+  int rows;           // at most, per call
+  int score_rows;     // at most, per call
   int width[static_cast<int>(Buffer::count)];
   int max_k;  // widest input of any linear layer
   int vocab;
   int ropes;                              // tables of rotary positions
   int experts, experts_used, expert_dim;  // 0 where no layer has experts
+
+  int max_head_dim() const {
+    int most = 0;
+    for (const KvShape* layer = kv; layer < kv + layers; layer++) most = std::max(most, layer->head_dim);
+    return most;
+  }
+  size_t rows_of(Buffer buffer) const {
+    if (buffer == Buffer::feedback) return static_cast<size_t>(slots) * slot_length;
+    return buffer == Buffer::head ? score_rows : rows;
+  }
+  int width_of(Buffer buffer) const { return width[static_cast<int>(buffer)]; }
 };
 
 enum class NormKind { none, rms, layer };
@@ -92,10 +111,10 @@ struct RopeParams {
   float temperature, temperature_length;
 };
 
-// How one layer attends.
+// How one layer attends; kv_heads and head_dim are those of its KvShape.
 struct AttentionLayer {
-  int index;            // of the layer's state
-  Norm q_norm, k_norm;  // of every head before rotation, [head_dim]
+  int index;                    // of the layer's state
+  Norm q_norm, k_norm, v_norm;  // of every head, before rotation, [head_dim]
   RopeParams rope;
   float scale;  // of the scores
 };
@@ -131,7 +150,9 @@ struct Experts {
   RouterRule rule;
   int count;
   const Weight* router;       // [count, width], float32
+  Norm router_norm;           // of what the router reads, in place of the input's; none = as the experts
   const float* bias;          // [count] or null
+  const float* gain;          // [count] factors of the weights, or null
   const Weight* const* gate;  // [count], each [expert_dim, width]
   const Weight* const* up;
   const Weight* const* down;  // each [width, expert_dim]
@@ -157,6 +178,15 @@ struct Sampling {
   int32_t n_bias;
 };
 
+// What makes logits of rows: cap * tanh(x / cap) of x = weight * row + bias.
+struct OutputLayer {
+  const Weight* weight;  // [vocab, width]
+  const float* bias;     // [vocab] or null
+  float cap;             // 0 = as they are
+  const Weight* table;   // token embeddings, looked up for ScoreRow::feedback; null where the model has no use for it
+  float table_scale;
+};
+
 // One scored row and where its results go (host memory, each may be null). The row after a guided one is its companion: it
 // gives logits and has no other results.
 struct ScoreRow {
@@ -171,6 +201,9 @@ struct ScoreRow {
   const uint32_t* allowed = nullptr;  // bits of the tokens that may be proposed, host memory; null = all
   float* logits = nullptr;            // [vocab] as the head gives them
   int32_t wanted = -1;                // the token that is scored instead of a proposed one, -1 = none
+  // Row of Buffer::feedback that receives the expected embedding: the sum over the tokens t of p(t) * table[t] *
+  // table_scale, with p = softmax(logits as the head gives them / temperature), temperature 0 standing for 1; -1 = none.
+  int32_t feedback = -1;
 };
 
 // Where the inputs of observed weights are added up, host memory: squares by column, and how many rows there were.
@@ -219,18 +252,20 @@ struct Ops {
   // null = no more. The map outlives the observing. May allocate and throw.
   void (*observe)(Context*, const Observed*);
 
-  // out[r] = table[ids[r]], or += when add; ids null: row 0 for all.
-  void (*embed)(Context*, const Weight* table, const int32_t* ids, int rows, bool add, float* out);
+  // out[r] = table[ids[r]] * scale, or += when add; ids null: row 0 for all.
+  void (*embed)(Context*, const Weight* table, const int32_t* ids, int rows, bool add, float scale, float* out);
   void (*linear)(Context*, const LinearInput&, int rows, const LinearOutput* outputs, int n_outputs);
   // y[r] = what a linear layer would read of row r, or += when add; y at input.stride, it may be input.x itself.
   void (*apply)(Context*, const LinearInput&, int rows, bool add, float* y);
   // y = the mean of the rows of x, both [*, width]; sums in float64, in the order of the rows.
   void (*mean)(Context*, const float* x, int width, int rows, float* y);
+  // x *= factor; x [rows, width]
+  void (*scale)(Context*, float* x, int rows, int width, float factor);
   // y[r] = sum over the row's experts, ascending, of weight * down(activation(gate(in)) * up(in)); y [rows, width] must
   // not overlap the input. An expert computes only the rows routed to it.
   void (*experts)(Context*, const LinearInput&, int rows, const Experts&, float* y);
-  // qkv holds [rows, heads * head_dim | kv_heads * head_dim | kv_heads * head_dim] at stride. Norms and rotates q and k in
-  // place, writes k and v to the layer's state at (slot, place).
+  // qkv holds [rows, heads * head_dim | kv_heads * head_dim | kv_heads * head_dim] at stride. Norms q, k and v and rotates
+  // q and k in place, writes k and v to the layer's state at (slot, place).
   void (*store_kv)(Context*, const AttentionLayer&, float* qkv, int stride, const RowInfo*, int rows);
   // Copies the keys and values of places [0, length) of a layer and slot out of the state, or into it; k and v are host
   // memory [length, kv_heads * head_dim].
@@ -242,9 +277,9 @@ struct Ops {
                     float* out);
   // Scores rows of the input against the head; score[r] is its row r. Returns the index of the first row whose logits
   // are not finite, or -1.
-  int (*propose)(Context*, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow*, int rows);
+  int (*propose)(Context*, const LinearInput& input, const OutputLayer& head, const ScoreRow*, int rows);
   // Raw logits of the same rows to host memory [rows, vocab]; returns as propose does.
-  int (*logits)(Context*, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out);
+  int (*logits)(Context*, const LinearInput& input, int rows, const OutputLayer& head, float* out);
 };
 
 const Ops& cpu_ops();

@@ -59,6 +59,7 @@ const Ops& checked_ops() {
                           Checked<&Ops::linear>::call,
                           Checked<&Ops::apply>::call,
                           Checked<&Ops::mean>::call,
+                          Checked<&Ops::scale>::call,
                           Checked<&Ops::experts>::call,
                           Checked<&Ops::store_kv>::call,
                           Checked<&Ops::read_kv>::call,

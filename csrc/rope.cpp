@@ -14,8 +14,8 @@ constexpr double kPi = 3.14159265358979323846;
 double stretch(double factor, double weight) { return factor <= 1 ? 1 : 0.1 * weight * std::log(factor) + 1; }
 
 // The index of the frequency that turns `turns` times within the original context.
-double index_of(double turns, const RopeConfig& c, double theta) {
-  return c.dims * std::log(c.original_length / (turns * 2 * kPi)) / (2 * std::log(theta));
+double index_of(double turns, const RopeConfig& c) {
+  return c.dims * std::log(c.original_length / (turns * 2 * kPi)) / (2 * std::log(c.theta));
 }
 
 }  // namespace
@@ -63,16 +63,16 @@ RopeConfig read_rope(const Gguf& file, const std::string& prefix, Rope kind, int
   return config;
 }
 
-std::vector<float> rope_frequencies(const RopeConfig& config, double theta, const std::vector<float>& divisors) {
+std::vector<float> rope_frequencies(const RopeConfig& config, const std::vector<float>& divisors) {
   double low = 0, high = 0;
   if (config.yarn) {
-    low = std::max(std::floor(index_of(config.beta_fast, config, theta)), 0.0);
-    high = std::min(std::ceil(index_of(config.beta_slow, config, theta)), config.dims - 1.0);
+    low = std::max(std::floor(index_of(config.beta_fast, config)), 0.0);
+    high = std::min(std::ceil(index_of(config.beta_slow, config)), config.dims - 1.0);
     if (low == high) high += 0.001;  // a step, not a division by zero
   }
   std::vector<float> frequencies(divisors.size());
   for (size_t i = 0; i < frequencies.size(); i++) {
-    const double turning = std::pow(theta, -2.0 * i / config.dims) / divisors[i];
+    const double turning = std::pow(config.theta, -2.0 * i / config.dims) / divisors[i];
     const double kept = config.yarn ? 1 - std::clamp((i - low) / (high - low), 0.0, 1.0) : 0;
     frequencies[i] = static_cast<float>(turning * (kept + (1 - kept) / config.factor));
   }

@@ -26,6 +26,6 @@ struct RopeConfig {
 RopeConfig read_rope(const Gguf& file, const std::string& prefix, Rope kind, int head_dim);
 
 // Radians per position, [dims / 2]. `divisors` [dims / 2] are the file's own per frequency, 1 where it has none.
-std::vector<float> rope_frequencies(const RopeConfig& config, double theta, const std::vector<float>& divisors);
+std::vector<float> rope_frequencies(const RopeConfig& config, const std::vector<float>& divisors);
 
 }  // namespace ld

@@ -35,9 +35,9 @@ constexpr void drop_groups(const RouterRule& rule, int count, float* ranks) {
   }
 }
 
-// The rule's experts of a row, ascending, and their weights. ranks is scratch of `count` floats; bias may be null.
-constexpr void choose_experts(const RouterRule& rule, int count, const float* scores, const float* bias, float* ranks,
-                              int32_t* chosen, float* weights) {
+// The rule's experts of a row, ascending, and their weights. ranks is scratch of `count` floats; bias and gain may be null.
+constexpr void choose_experts(const RouterRule& rule, int count, const float* scores, const float* bias,
+                              const float* gain, float* ranks, int32_t* chosen, float* weights) {
   for (int i = 0; i < count; ++i) ranks[i] = bias != nullptr ? scores[i] + bias[i] : scores[i];
   if (rule.groups > 1) drop_groups(rule, count, ranks);
   for (int n = 0; n < rule.used; ++n) {
@@ -52,7 +52,7 @@ constexpr void choose_experts(const RouterRule& rule, int count, const float* sc
   float sum = 0;
   for (int n = 0; n < rule.used; ++n) sum += weights[n] = scores[chosen[n]];
   const float factor = rule.renormalise ? rule.scale / (sum + 1e-20f) : rule.scale;
-  for (int n = 0; n < rule.used; ++n) weights[n] *= factor;
+  for (int n = 0; n < rule.used; ++n) weights[n] *= gain != nullptr ? factor * gain[chosen[n]] : factor;
 }
 
 }  // namespace ld

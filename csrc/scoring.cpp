@@ -139,6 +139,7 @@ void propose_logits(int vocab, const ld_canvas* canvases, int n_canvases) {
     expect(canvases[i].length >= 0, "canvas %d: length is %d, expected 0 or more", i, canvases[i].length);
     expect(canvases[i].positions == nullptr, "canvas %d: positions are of no use here", i);
     expect(canvases[i].n_shadow == 0, "canvas %d: shadows are of no use here", i);
+    expect(canvases[i].feedback == 0, "canvas %d: no model takes feedback here", i);
     check_scored(canvases[i], i, vocab, &possible);
     expect(canvases[i].logits != nullptr || canvases[i].n_score == 0, "canvas %d: logits is NULL", i);
     if (canvases[i].guidance != 0) check_companion(canvases[i], i + 1 < n_canvases ? &canvases[i + 1] : nullptr, i);

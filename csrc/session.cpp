@@ -37,6 +37,27 @@ Interval visible(const ld_canvas& canvas, int32_t position) {
   }
 }
 
+// Whether a row belongs to a prompt, whose rows see nothing that follows them, or to a canvas.
+bool in_prompt(const ld_canvas& canvas, int32_t position) {
+  return canvas.attention == LD_ATTENTION_CAUSAL ||
+         (canvas.attention == LD_ATTENTION_PREFIX_CAUSAL && position < canvas.prefix);
+}
+
+// Where the positions begin that see what a row sees ahead.
+int32_t stretch_begin(const ld_canvas& canvas, int32_t position) {
+  if (in_prompt(canvas, position)) return position;
+  if (canvas.attention == LD_ATTENTION_BLOCK_CAUSAL) return position / canvas.block_length * canvas.block_length;
+  return canvas.attention == LD_ATTENTION_PREFIX_CAUSAL ? canvas.prefix : 0;
+}
+
+// What layers with a window see of it.
+Interval windowed(const ModelConfig& config, const ld_canvas& canvas, int32_t position, const Interval& seen) {
+  const int32_t window = config.window;
+  if (config.window_behind) return {std::max(seen.lo, stretch_begin(canvas, position) - window + 1), seen.hi};
+  return {std::max(seen.lo, position - window),
+          static_cast<int32_t>(std::min<int64_t>(seen.hi, int64_t{position} + window + 1))};
+}
+
 // The row that predicts a position.
 int32_t source_of(const ld_canvas& canvas, int32_t position) {
   return canvas.logit_shift && position > 0 && position < length_of(canvas) ? position - 1 : position;
@@ -58,7 +79,7 @@ int in_range(const char* name, int64_t value, int64_t low, int64_t high) {
 int score_rows_of(const SessionOptions& o) { return o.rows + o.slots; }
 
 ContextShape shape_of(const Model& model, const SessionOptions& o) {
-  ContextShape shape = context_shape(model.config(), o.slots, o.slot_length, o.rows, score_rows_of(o));
+  ContextShape shape = context_shape(model, o.slots, o.slot_length, o.rows, score_rows_of(o));
   shape.threads = o.threads;
   shape.math = o.math;
   return shape;
@@ -81,9 +102,9 @@ SessionOptions Session::resolve(const Model& model, const ld_session_options& op
 uint64_t Session::plan(const Model& model, const SessionOptions& o) {
   const size_t score_rows = score_rows_of(o);
   const size_t own =
-      o.rows * (2 * sizeof(int32_t) + 2 * sizeof(RowInfo)) + score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) +
+      o.rows * (3 * sizeof(int32_t) + 2 * sizeof(RowInfo) + 1) + score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) +
       o.slots * (sizeof(Sampling) + 1) + (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
-      static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config().vocab) * sizeof(uint32_t);
+      2 * static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config().vocab) * sizeof(uint32_t);
   return own + model.ops().plan(model.device(), shape_of(model, o));
 }
 
@@ -93,6 +114,8 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   positions_.reserve(options.rows);
   info_.reserve(options.rows);
   windowed_.reserve(options.rows);
+  canvas_row_.reserve(options.rows);
+  feedback_.reserve(options.rows);
   pick_.reserve(score_rows);
   score_.reserve(score_rows);
   sampling_.reserve(options.slots);
@@ -100,6 +123,7 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   row_of_.resize(options.slot_length);
   known_before_.resize(options.slot_length + 1);
   known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
+  expected_.resize(known_.size());
   possible_.resize(token_words(model.config().vocab));
   context_ = model.ops().create(model.device(), shape_of(model, options));
 }
@@ -136,6 +160,9 @@ void Session::check(const ld_canvas& canvas, int index) {
     expect(model_.config().window == 0, "shadows cannot be given to a model with windows");
     check_ascending("hidden", "positions", index, canvas.hidden, canvas.n_shadow, length_of(canvas));
   }
+  expect(canvas.feedback >= 0 && canvas.feedback <= (LD_FEEDBACK_LEAVE | LD_FEEDBACK_TAKE), "unknown feedback");
+  expect(canvas.feedback == 0 || model_.feedback().ffn.width > 0, "feedback is not for this model, which takes none");
+  expect(canvas.feedback == 0 || canvas.n_shadow == 0, "feedback and shadows exclude each other");
   expect(canvas.n_compute >= 0, "a count is negative");
   const int vocab = model_.config().vocab;
   for (int p = 0; p < canvas.length; p++)
@@ -147,7 +174,9 @@ void Session::check(const ld_canvas& canvas, int index) {
   check_scored(canvas, index, vocab, &possible_);
 }
 
-void Session::gather(const ld_canvas* canvases, int n_canvases, bool guide) {
+void Session::gather(const ld_canvas* canvases, int n_canvases, bool propose) {
+  canvas_row_.clear();
+  feedback_.clear();
   tokens_.clear();
   positions_.clear();
   info_.clear();
@@ -160,8 +189,10 @@ void Session::gather(const ld_canvas* canvases, int n_canvases, bool guide) {
   for (int i = 0; i < n_canvases; i++) {
     check(canvases[i], i);
     slot_used_[canvases[i].slot] = 1;
-    const bool companion = guide && i > 0 && canvases[i - 1].guidance != 0;
-    const bool guided = guide && canvases[i].guidance != 0;
+    const bool companion = propose && i > 0 && canvases[i - 1].guidance != 0;
+    const bool guided = propose && canvases[i].guidance != 0;
+    if (!propose && (canvases[i].feedback & LD_FEEDBACK_LEAVE) != 0)
+      throw Error(LD_INVALID, text("canvas %d: raw logits leave no feedback; ask for proposals", i));
     if (canvases[i].guidance != 0) check_companion(canvases[i], i + 1 < n_canvases ? &canvases[i + 1] : nullptr, i);
     const size_t count = canvases[i].n_score, step = guided || companion ? 2 : 1;
     const size_t first = companion ? score_.size() - 2 * count + 1 : score_.size();
@@ -185,8 +216,11 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
     const int32_t place = canvas.compute == nullptr ? i : canvas.compute[i];
     row_of_[place] = static_cast<int32_t>(info_.size());
     const Interval seen = visible(canvas, place);
-    const int32_t position = position_at(canvas, place), window = model_.config().window;
+    const Interval near = windowed(model_.config(), canvas, place, seen);
+    const int32_t position = position_at(canvas, place);
     tokens_.push_back(canvas.tokens[place]);
+    canvas_row_.push_back(!in_prompt(canvas, place));
+    feedback_.push_back(-1);
     positions_.push_back(position);
     // Values that were never computed have nothing in common with the new ones.
     float* drift = canvas.value_drift == nullptr ? nullptr : canvas.value_drift + i;
@@ -194,10 +228,9 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
     if (!known[place]) drift = nullptr;
     const int32_t hidden = hidden_from(canvas, place);
     info_.push_back({canvas.slot, place, seen.lo, seen.hi, position, hidden, drift});
-    windowed_.push_back({canvas.slot, place, std::max(seen.lo, place - window),
-                         static_cast<int32_t>(std::min<int64_t>(seen.hi, int64_t{place} + window + 1)), position,
-                         hidden, drift});
+    windowed_.push_back({canvas.slot, place, near.lo, near.hi, position, hidden, drift});
   }
+  if ((canvas.feedback & LD_FEEDBACK_TAKE) != 0) take_feedback(canvas, index);
 
   known_before_[0] = 0;
   for (int p = 0; p < canvas.length; p++) known_before_[p + 1] = known_before_[p] + (known[p] || row_of_[p] >= 0);
@@ -215,10 +248,24 @@ void Session::gather_canvas(const ld_canvas& canvas, int index, size_t first, si
     if (row < 0)
       throw Error(LD_INVALID, text("canvas %d: scoring position %d needs row %d, which is not computed in this call",
                                    index, position, source_of(canvas, position)));
-    score_[first + i * step] = scored_row(canvas, i, model_.config().vocab,
-                                          hidden < 0 ? position_at(canvas, position) : hidden, &sampling_.back());
-    if (hidden >= 0) score_[first + i * step].wanted = canvas.tokens[hidden];
+    ScoreRow& score = score_[first + i * step];
+    score = scored_row(canvas, i, model_.config().vocab, hidden < 0 ? position_at(canvas, position) : hidden,
+                       &sampling_.back());
+    if (hidden >= 0) score.wanted = canvas.tokens[hidden];
+    if ((canvas.feedback & LD_FEEDBACK_LEAVE) != 0) score.feedback = canvas.slot * options_.slot_length + position;
     pick_[first + i * step] = row;
+  }
+}
+
+// The computed rows of scored positions are told what was expected there.
+void Session::take_feedback(const ld_canvas& canvas, int index) {
+  for (int i = 0; i < canvas.n_score; i++) {
+    const int32_t place = canvas.score[i], at = canvas.slot * options_.slot_length + place;
+    if (row_of_[place] < 0) continue;
+    if (!expected_[at])
+      throw Error(LD_INVALID, text("canvas %d: position %d is to be told what was expected there, but no call left it",
+                                   index, place));
+    feedback_[row_of_[place]] = at;
   }
 }
 
@@ -240,7 +287,13 @@ void Session::run_forward() {
 }
 
 Rows Session::rows() const {
-  return {tokens_.data(), positions_.data(), info_.data(), windowed_.data(), static_cast<int>(info_.size())};
+  return {tokens_.data(),
+          positions_.data(),
+          info_.data(),
+          windowed_.data(),
+          canvas_row_.data(),
+          feedback_.data(),
+          static_cast<int>(info_.size())};
 }
 
 void Session::observe(bool on) {
@@ -268,10 +321,11 @@ void Session::propose(const ld_canvas* canvases, int n_canvases) {
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const Linear& head = model_.head().decoder;
-  const int bad = model_.ops().propose(context_, scored_input(), head.weight, head.bias, score_.data(),
+  const int bad = model_.ops().propose(context_, scored_input(), model_.head().decoder, score_.data(),
                                        static_cast<int>(score_.size()));
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  for (const ScoreRow& row : score_)
+    if (row.feedback >= 0) expected_[row.feedback] = bad < 0;
   if (bad >= 0) refuse_non_finite(score_[bad]);
 }
 
@@ -280,9 +334,8 @@ void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const Linear& head = model_.head().decoder;
   const int bad =
-      model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), head.weight, head.bias, out);
+      model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), model_.head().decoder, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (bad >= 0) refuse_non_finite(score_[bad]);
 }
@@ -299,7 +352,7 @@ void Session::lengths(int slot, const int32_t* tokens, int length, float* out) {
   run_forward();
   const auto begin = std::chrono::steady_clock::now();
   const LinearInput input = length_input(model_, context_, rows());
-  const int bad = model_.ops().logits(context_, input, 1, head.classes.weight, head.classes.bias, out);
+  const int bad = model_.ops().logits(context_, input, 1, {head.classes.weight, head.classes.bias, 0, nullptr, 1}, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (bad >= 0)
     throw Error(LD_NUMERIC,

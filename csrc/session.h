@@ -54,10 +54,12 @@ class Session {
   int threads() const { return model_.ops().threads(context_); }
 
  private:
-  // guide: the scored rows of a guided canvas alternate with those of its companion, else canvases follow each other.
-  void gather(const ld_canvas* canvases, int n_canvases, bool guide);
+  // propose: the scored rows of a guided canvas alternate with those of its companion and may leave feedback, else
+  // canvases follow each other.
+  void gather(const ld_canvas* canvases, int n_canvases, bool propose);
   // Scored rows are written to places from `first` on, `step` apart.
   void gather_canvas(const ld_canvas& canvas, int index, size_t first, size_t step);
+  void take_feedback(const ld_canvas& canvas, int index);
   void check(const ld_canvas& canvas, int index);
   void run_forward();
   Rows rows() const;
@@ -74,12 +76,15 @@ class Session {
   // One forward pass; capacity reserved at creation, so that a step allocates nothing.
   std::vector<int32_t> tokens_, positions_, pick_;  // [rows], [rows], [score rows]
   std::vector<RowInfo> info_, windowed_;            // [rows]; windowed: as layers with a window see them
+  std::vector<uint8_t> canvas_row_;                 // [rows] 1 = of a canvas, 0 = of a prompt
+  std::vector<int32_t> feedback_;                   // [rows] what is fed back, see Rows
   std::vector<ScoreRow> score_;                     // [score rows]
   std::vector<Sampling> sampling_;                  // [canvases]
   std::vector<int32_t> row_of_;                     // [slot_length] row of a position in this call, -1
   std::vector<int32_t> known_before_;               // [slot_length + 1] positions below p with state
   std::vector<uint8_t> slot_used_;                  // [slots]
   std::vector<uint8_t> known_;                      // [slots * slot_length] state was computed
+  std::vector<uint8_t> expected_;                   // [slots * slot_length] an expected embedding was left
   std::vector<uint32_t> possible_;                  // [bits of the vocabulary] tokens that are not forbidden
 };
 

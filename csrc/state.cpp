@@ -43,7 +43,9 @@ uint64_t Session::state_bytes(int length) const {
   const ModelConfig& c = model_.config();
   if (length < 1 || length > options_.slot_length)
     throw Error(LD_INVALID, text("length is %d, expected 1 to %d", length, options_.slot_length));
-  return sizeof(StateHeader) + 2 * sizeof(float) * static_cast<uint64_t>(c.layers) * length * c.kv_heads * c.head_dim;
+  uint64_t width = 0;
+  for (int layer = 0; layer < c.layers; layer++) width += c.kv_dim(layer);
+  return sizeof(StateHeader) + 2 * sizeof(float) * width * length;
 }
 
 void Session::save(int slot, int length, void* out, uint64_t bytes) {
@@ -58,11 +60,13 @@ void Session::save(int slot, int length, void* out, uint64_t bytes) {
   const int first = static_cast<int>(std::find(known, known + length, 0) - known);
   if (first < length) throw Error(LD_INVALID, text("position %d was never computed, so it has no state", first));
 
-  const size_t count = static_cast<size_t>(length) * c.kv_heads * c.head_dim;
-  std::vector<float> k(count), v(count);
+  std::vector<float> k, v;
   char* to = static_cast<char*>(out) + sizeof(StateHeader);
   Checksum checksum;
   for (int layer = 0; layer < c.layers; layer++) {
+    const size_t count = static_cast<size_t>(length) * c.kv_dim(layer);
+    k.resize(count);
+    v.resize(count);
     model_.ops().read_kv(context_, layer, slot, length, k.data(), v.data());
     for (const std::vector<float>* part : {&k, &v}) {
       checksum.add(part->data(), count);
@@ -98,19 +102,22 @@ int Session::load(int slot, const void* data, uint64_t bytes) {
     throw Error(LD_FILE, text("the state has %llu bytes, expected %llu for %d positions", (unsigned long long)bytes,
                               (unsigned long long)state_bytes(h.length), h.length));
 
-  const size_t count = static_cast<size_t>(h.length) * c.kv_heads * c.head_dim;
-  std::vector<float> k(count), v(count);
+  std::vector<float> k, v;
+  const char* from = nullptr;
   auto read = [&](int layer) {
-    const char* from = static_cast<const char*>(data) + sizeof h + 2 * layer * count * sizeof(float);
-    std::memcpy(k.data(), from, count * sizeof(float));
-    std::memcpy(v.data(), from + count * sizeof(float), count * sizeof(float));
+    if (layer == 0) from = static_cast<const char*>(data) + sizeof h;
+    for (std::vector<float>* part : {&k, &v}) {
+      part->resize(static_cast<size_t>(h.length) * c.kv_dim(layer));
+      std::memcpy(part->data(), from, part->size() * sizeof(float));
+      from += part->size() * sizeof(float);
+    }
   };
   Checksum checksum;
   bool finite = true;
   for (int layer = 0; layer < c.layers; layer++) {
     read(layer);
     for (const std::vector<float>* part : {&k, &v}) {
-      checksum.add(part->data(), count);
+      checksum.add(part->data(), part->size());
       finite = finite && std::all_of(part->begin(), part->end(), [](float x) { return std::isfinite(x); });
     }
   }
@@ -121,6 +128,7 @@ int Session::load(int slot, const void* data, uint64_t bytes) {
     model_.ops().write_kv(context_, layer, slot, h.length, k.data(), v.data());
   }
   uint8_t* known = &known_[static_cast<size_t>(slot) * options_.slot_length];
+  std::fill_n(&expected_[static_cast<size_t>(slot) * options_.slot_length], options_.slot_length, 0);
   std::fill(known, known + h.length, 1);
   std::fill(known + h.length, known + options_.slot_length, 0);
   return h.length;

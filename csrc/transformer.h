@@ -18,7 +18,7 @@ struct Timings {
   double linear = 0, attention = 0, head = 0, other = 0;  // seconds
 };
 
-ContextShape context_shape(const ModelConfig& config, int slots, int slot_length, int rows, int score_rows);
+ContextShape context_shape(const Model& model, int slots, int slot_length, int rows, int score_rows);
 
 // The rows of one forward pass, host memory, each [count].
 struct Rows {
@@ -26,6 +26,8 @@ struct Rows {
   const int32_t* positions;
   const RowInfo* info;
   const RowInfo* windowed;  // the same rows as layers with a window see them
+  const uint8_t* canvas;    // 1 for the rows of a canvas, 0 for those of a prompt
+  const int32_t* feedback;  // the row of Buffer::feedback that is fed back to each; -1 = none
   int count;
 };
 

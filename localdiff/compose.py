@@ -48,6 +48,7 @@ class Composer:
     canvas_limit  the longest canvas in tokens
     background    gives Facts.background
     lengths       asks the length head; None where the model has none
+    feedback      ModelInfo.feedback
     """
 
     tokenizer: Tokenizer
@@ -56,6 +57,7 @@ class Composer:
     canvas_limit: int
     background: Callable[[], Float32]
     lengths: LengthLogits | None = None
+    feedback: bool = False
 
     def prompt(self, prompt: str | Sequence[int], options: GenerateOptions) -> list[Page]:
         """A canvas of the prompt - text, or ids that are taken as they are - and masks: as many as the length head says
@@ -65,7 +67,10 @@ class Composer:
         room = self.canvas_limit - len(given)
         predicted = self._by_length_head(options, given)
         whole = bool(options.grow) or predicted
-        count = options.max_new_tokens or max(1, room if whole else min(DEFAULT_NEW_TOKENS, room))
+        usual = self.spec.canvas_length or DEFAULT_NEW_TOKENS
+        count = options.max_new_tokens or max(1, room if whole else min(usual, room))
+        if options.length_beam is None and not predicted:
+            options = replace(options, grow=options.grow or self.spec.canvas_length or None)
         if count > room:
             raise OptionError(
                 f"the prompt has {len(given)} tokens and {count} are to be made, but the canvas holds "
@@ -394,6 +399,7 @@ class Composer:
             controls=controls,
             grow=grow,
             room=room,
+            feedback=self.feedback and "noise" in traits,
         )
 
 

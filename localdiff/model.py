@@ -474,7 +474,15 @@ class Model:
                 "mask=ID,shift=0|1 or a preset such as --diffusion diffullama"
             )
         lengths = self.length_logits if self.info.lengths else None
-        return Composer(self.tokenizer, self.spec, self.info.vocab, self.canvas_limit, lambda: self.background, lengths)
+        return Composer(
+            self.tokenizer,
+            self.spec,
+            self.info.vocab,
+            self.canvas_limit,
+            lambda: self.background,
+            lengths,
+            self.info.feedback,
+        )
 
 
 @functools.cache

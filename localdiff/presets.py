@@ -131,6 +131,26 @@ TABLE: dict[str, Preset] = {
         (),
         ("nemotron labs diffusion",),
     ),
+    # canvases of random tokens
+    "diffusion-gemma": Preset(
+        DiffusionSpec(
+            4,
+            False,
+            "prefix_causal",
+            canvas_length=256,
+            process="uniform",
+            decoder="entropy-bound",
+            steps=48,
+            temperature=0.8,
+            stop_tokens=(1, 106, 50),
+            pad_token=0,
+            end_temperature=0.4,
+            entropy_bound=0.1,
+        ),
+        ("<mask>",),
+        ("diffusiongemma", "diffusion gemma"),
+        ("diffusion-gemma",),
+    ),
     # masked language models
     "bert": Preset(
         dataclasses.replace(_ROBERTA, mask_token=103, stop_tokens=(102,), pad_token=0, sep_token=102), ("[MASK]",)

@@ -19,7 +19,10 @@ from .errors import ModelFileError, OptionError
 RECORD_FILE = "localdiff.json"  # the record beside an HF checkpoint, DiffusionSpec.to_json()
 ATTENTION_KINDS = ("full", "causal", "block_causal", "prefix_causal")
 PROCESSES = ("absorbing", "uniform")  # unknown positions hold the mask token, or random tokens
-_RANGES = {"steps": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "threshold": (0, 1)}
+_RANGES = {
+    "steps": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "threshold": (0, 1),
+    "end_temperature": (0, math.inf), "entropy_bound": (0, math.inf),
+}  # fmt: skip
 _NO_TOKEN = 2**32 - 1  # what some writers store for "none"
 KIND_WORDS = {
     "bool": "0 or 1", "int": "a whole number", "float": "a number", "str": "a word", "tuple": "ids joined by +"
@@ -53,10 +56,12 @@ class DiffusionSpec:
     block_length  positions per block for block_causal and the default of block decoders; 0 = none
     canvas_max    longest canvas seen in training, in tokens; 0 = the context length
     process       noise process, one of PROCESSES
-    decoder, steps, temperature, top_p, threshold   defaults of generation; None = the decoder's own default
+    decoder, steps, temperature, top_p, threshold, end_temperature, entropy_bound   defaults of generation; None = the
+                  decoder's own default
     stop_tokens   ids after which text is trimmed
     pad_token, sep_token   ids used in training layouts, None where absent
     expand_token, delete_token   ids that stand for two masks and for none, None where the model has them not
+    canvas_length  tokens of an answer that are denoised together, before the next ones; 0 = all that are asked for
     """
 
     mask_token: int
@@ -75,6 +80,9 @@ class DiffusionSpec:
     sep_token: int | None = None
     expand_token: int | None = None
     delete_token: int | None = None
+    canvas_length: int = 0
+    end_temperature: float | None = None
+    entropy_bound: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -91,8 +99,9 @@ class DiffusionSpec:
             raise OptionError(f"block_length is {self.block_length}, expected 0 or more positions")
         if self.attention == "block_causal" and self.block_length == 0:
             raise OptionError("block_length is 0, expected at least 1 for block_causal attention")
-        if self.canvas_max < 0:
-            raise OptionError(f"canvas_max is {self.canvas_max}, expected 0 or more tokens")
+        for name in ("canvas_max", "canvas_length"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name} is {getattr(self, name)}, expected 0 or more tokens")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -139,6 +148,10 @@ class DiffusionSpec:
             value = getattr(self, name)
             if value is not None and value != ():
                 record[key] = list(value) if isinstance(value, tuple) else value
+        for name, key in _SAMPLER_KEYS.items():
+            value = getattr(self, name)
+            if self.process == "uniform" and value is not None:
+                record[key] = value
         return record
 
     @staticmethod
@@ -173,6 +186,18 @@ _GGUF_KEYS = {
 }
 
 
+# The same of the sampler that llama.cpp has for canvases of random tokens; the keys above win.
+_SAMPLER_KEYS = {
+    "canvas_length": "diffusion.canvas_length",
+    "steps": "diffusion.eb_max_steps",
+    "temperature": "diffusion.eb_t_max",
+    "end_temperature": "diffusion.eb_t_min",
+    "entropy_bound": "diffusion.eb_entropy_bound",
+}
+# What that sampler takes besides, with the values that are its own here.
+_SAMPLER_FIXED = {"diffusion.eb_stability_threshold": 1, "diffusion.eb_confidence_threshold": 0.005}
+
+
 def has_own_record(metadata: Mapping[str, Any]) -> bool:
     """Whether a file has keys that only localdiff writes; then its record is complete."""
     return any(key in metadata for key in _GGUF_KEYS.values())
@@ -186,7 +211,11 @@ def has_record(metadata: Mapping[str, Any]) -> bool:
 def fields_of_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says about diffusion, as DiffusionSpec fields; not yet checked."""
     arch = metadata.get("general.architecture")
-    fields = {field: metadata[key] for field, key in _GGUF_KEYS.items() if key in metadata}
+    keys = (_SAMPLER_KEYS, _GGUF_KEYS)
+    fields = {field: metadata[key] for each in keys for field, key in each.items() if key in metadata}
+    for key, only in _SAMPLER_FIXED.items():
+        if not math.isclose(metadata.get(key, only), only, rel_tol=1e-6):
+            raise ModelFileError(f"{key} is {metadata[key]:g}, which is not supported; supported: {only:g}")
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = tuple(value)

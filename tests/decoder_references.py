@@ -158,7 +158,7 @@ def entropy_bound(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> I
         x[i] = o.noise(0, i)
     before: list[int] = []
     for step in range(1, s.steps + 1):
-        temperature = s.temperature + (s.end_temperature - s.temperature) * (step - 1) / max(1, s.steps - 1)
+        temperature = s.temperature + (s.end_temperature - s.temperature) * (step - 1) / s.steps
         a = o.ask(x, step, temperature=temperature)
         likeliest = [int(np.argmax(a(i).probabilities)) for i in holes]
         done = likeliest == before and sum(a(i).entropy for i in holes) / len(holes) < 0.005

@@ -339,7 +339,6 @@ def test_what_a_checkpoint_holds_beside_the_model_is_left_out(converted: Any, tm
         ("modernbert", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ("modernbert", {"layer_types": ["sliding_attention"] * 5}, "layer_types is no repetition"),
         ("bert", {"model_type": "albert"}, "model_type 'albert' cannot be converted: its layers share one set"),
-        ("bert", {"model_type": "diffusion_gemma"}, "model_type 'diffusion_gemma' cannot be converted: the engine"),
         ("sdar", {"eos_token_id": "x"}, "eos_token_id is 'x', expected a token id"),
         (
             "qwen3",

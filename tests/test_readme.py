@@ -33,9 +33,10 @@ def test_every_claim_of_a_reference_has_its_cases() -> None:
     from test_architectures_llama import KNOWN
 
     with_llama = {CASES[name].arch for name in KNOWN}
-    assert {case.arch for case in CASES.values()} == set(table())
+    apart = {"diffusion-gemma"}  # test_diffusion_gemma.py
+    assert {case.arch for case in CASES.values()} | apart == set(table())
     for name, cells in table().items():
-        assert cells[3].startswith("transformers, numpy"), name
+        assert cells[3].startswith("transformers" if name in apart else "transformers, numpy"), name
         assert ("llama.cpp" in cells[3]) == (name in with_llama), name
 
 

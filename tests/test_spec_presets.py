@@ -41,6 +41,7 @@ PUBLISHED: dict[str, tuple[int, bool, str, int, int | None, float | None, float 
     "a2d-bd3lm": (151669, False, "block_causal", 32, None, None, None),
     "stable-diffcoder": (5, False, "block_causal", 4, None, None, 0.9),
     "nemotron-labs": (100, False, "block_causal", 32, None, None, 0.9),
+    "diffusion-gemma": (4, False, "prefix_causal", 0, 48, 0.8, None),
     "bert": (103, False, FULL, 0, None, 0.0, None),
     "roberta": (50264, False, FULL, 0, None, 0.0, None),
     "xlmr": (250001, False, FULL, 0, 50, 0.0, None),

@@ -26,22 +26,25 @@ size_t attention_scratch(int queries, int head_dim) {
 }
 
 Attention::Attention(Arena* arena, const ContextShape& shape, int threads)
-    : heads_(shape.heads), group_(shape.heads / shape.kv_heads), positions_(shape.slot_length) {
-  const size_t half = shape.head_dim / 2;
-  kv_.slots = shape.slots;
-  kv_.kv_heads = shape.kv_heads;
-  kv_.head_dim = shape.head_dim;
-  kv_.length = Kv::padded_length(shape.slot_length);
-  kv_.keys = arena->take<float>(shape.layers, shape.slots, shape.kv_heads, kv_.length, shape.head_dim);
-  kv_.values =
-      arena->take<float>(shape.layers, shape.slots, shape.kv_heads, kv_.length, padded_head_dim(shape.head_dim));
+    : heads_(shape.heads), positions_(shape.slot_length) {
+  int group = 1;
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    const auto [kv_heads, head_dim] = shape.kv[layer];
+    Kv kv{nullptr, nullptr, kv_heads, head_dim, Kv::padded_length(shape.slot_length)};
+    kv.keys = arena->take<float>(shape.slots, kv_heads, kv.length, head_dim);
+    kv.values = arena->take<float>(shape.slots, kv_heads, kv.length, padded_head_dim(head_dim));
+    kv_.push_back(kv);
+    group = std::max(group, shape.heads / kv_heads);
+  }
+  const int head_dim = shape.max_head_dim();
+  pairs_ = head_dim / 2;
   for (int i = 0; i < shape.ropes; ++i) {
-    angles_[i].cosines = arena->take<float>(positions_, half);
-    angles_[i].sines = arena->take<float>(positions_, half);
+    angles_[i].cosines = arena->take<float>(positions_, pairs_);
+    angles_[i].sines = arena->take<float>(positions_, pairs_);
     angles_[i].known = arena->take<bool>(positions_);
   }
   pieces_ = arena->take<Piece>(shape.rows);
-  scratch_stride_ = attention_scratch(std::max(kTaskQueries, group_), shape.head_dim);
+  scratch_stride_ = attention_scratch(std::max(kTaskQueries, group), head_dim);
   scratch_ = arena->take<float>(threads, scratch_stride_);
 }
 
@@ -50,12 +53,11 @@ void Attention::fill_angles(Angles* angles, const RowInfo* rows, int n_rows, con
     std::memset(angles->known, 0, positions_);
     angles->frequencies = rope.frequencies;
   }
-  const int half = kv_.head_dim / 2;
   for (int r = 0; r < n_rows; ++r) {
     const int position = rows[r].position;
     if (angles->known[position]) continue;
-    float* cosines = angles->cosines + static_cast<size_t>(position) * half;
-    float* sines = angles->sines + static_cast<size_t>(position) * half;
+    float* cosines = angles->cosines + static_cast<size_t>(position) * pairs_;
+    float* sines = angles->sines + static_cast<size_t>(position) * pairs_;
     for (int i = 0; i < rope.dims / 2; ++i) {
       const double angle = static_cast<double>(position) * rope.frequencies[i];  // float32 would lose 1e-4 at 4,096
       cosines[i] = static_cast<float>(std::cos(angle) * rope.magnitude);
@@ -95,7 +97,8 @@ struct Cosine {
 
 void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, float* qkv, int stride,
                       const RowInfo* rows, int n_rows) {
-  const int head_dim = kv_.head_dim, kv_heads = kv_.kv_heads;
+  const Kv& kv = kv_[layer.index];
+  const int head_dim = kv.head_dim, kv_heads = kv.kv_heads;
   const RopeParams& rope = layer.rope;
   Angles* angles = &angles_[rope.table];
   if (rope.kind != Rope::none) fill_angles(angles, rows, n_rows, rope);
@@ -104,11 +107,12 @@ void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionL
       const size_t place = rows[r].place;
       float* q = qkv + static_cast<ptrdiff_t>(r) * stride;
       float* k = q + heads_ * head_dim;
-      const float* v = k + kv_heads * head_dim;
+      float* v = k + kv_heads * head_dim;
       norm_heads(kernels, layer.q_norm, heads_, head_dim, q);
       norm_heads(kernels, layer.k_norm, kv_heads, head_dim, k);
+      norm_heads(kernels, layer.v_norm, kv_heads, head_dim, v);
       if (rope.kind != Rope::none) {
-        const size_t at = static_cast<size_t>(rows[r].position) * (head_dim / 2);
+        const size_t at = static_cast<size_t>(rows[r].position) * pairs_;
         kernels.rotate(q, heads_ + kv_heads, head_dim, rope.kind, rope.dims, angles->cosines + at, angles->sines + at);
       }
       if (rope.temperature != 0) {
@@ -118,9 +122,9 @@ void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionL
       }
       Cosine cosine;
       for (int h = 0; h < kv_heads; ++h, k += head_dim, v += head_dim) {
-        float* key = kv_.key(layer.index, rows[r].slot, h, place);
+        float* key = kv.key(rows[r].slot, h, place);
         for (int d = 0; d < head_dim; ++d) key[d * kKeyPanel] = k[d];
-        float* values = kv_.value(layer.index, rows[r].slot, h, place);
+        float* values = kv.value(rows[r].slot, h, place);
         if (rows[r].drift != nullptr) cosine.add(values, v, head_dim);
         std::memcpy(values, v, sizeof(float) * head_dim);
       }
@@ -130,29 +134,32 @@ void Attention::store(const VectorKernels& kernels, Pool& pool, const AttentionL
 }
 
 void Attention::read(int layer, int slot, int length, float* k, float* v) const {
-  const int head_dim = kv_.head_dim;
+  const Kv& kv = kv_[layer];
+  const int head_dim = kv.head_dim;
   for (int place = 0; place < length; ++place)
-    for (int h = 0; h < kv_.kv_heads; ++h, k += head_dim, v += head_dim) {
-      const float* key = kv_.key(layer, slot, h, place);
+    for (int h = 0; h < kv.kv_heads; ++h, k += head_dim, v += head_dim) {
+      const float* key = kv.key(slot, h, place);
       for (int d = 0; d < head_dim; ++d) k[d] = key[d * kKeyPanel];
-      std::memcpy(v, kv_.value(layer, slot, h, place), sizeof(float) * head_dim);
+      std::memcpy(v, kv.value(slot, h, place), sizeof(float) * head_dim);
     }
 }
 
 void Attention::write(int layer, int slot, int length, const float* k, const float* v) {
-  const int head_dim = kv_.head_dim;
+  const Kv& kv = kv_[layer];
+  const int head_dim = kv.head_dim;
   for (int place = 0; place < length; ++place)
-    for (int h = 0; h < kv_.kv_heads; ++h, k += head_dim, v += head_dim) {
-      float* key = kv_.key(layer, slot, h, place);
+    for (int h = 0; h < kv.kv_heads; ++h, k += head_dim, v += head_dim) {
+      float* key = kv.key(slot, h, place);
       for (int d = 0; d < head_dim; ++d) key[d * kKeyPanel] = k[d];
-      std::memcpy(kv_.value(layer, slot, h, place), v, sizeof(float) * head_dim);
+      std::memcpy(kv.value(slot, h, place), v, sizeof(float) * head_dim);
     }
 }
 
 void Attention::attend(const VectorKernels& kernels, Pool& pool, const AttentionLayer& layer, const float* qkv,
                        int stride, const RowInfo* rows, int n_rows, float* out) {
-  const int head_dim = kv_.head_dim, kv_heads = kv_.kv_heads;
-  const int most = std::max(1, kTaskQueries / group_), least = std::min(most, (kMinQueries + group_ - 1) / group_);
+  const Kv& kv = kv_[layer.index];
+  const int head_dim = kv.head_dim, kv_heads = kv.kv_heads, group = heads_ / kv_heads;
+  const int most = std::max(1, kTaskQueries / group), least = std::min(most, (kMinQueries + group - 1) / group);
   const int64_t shared = static_cast<int64_t>(n_rows) * kv_heads / (kTasksPerThread * pool.threads());
   const int piece_rows = static_cast<int>(std::clamp<int64_t>(shared, least, most));
   int n_pieces = 0;
@@ -164,17 +171,17 @@ void Attention::attend(const VectorKernels& kernels, Pool& pool, const Attention
   }
   pool.parallel(n_pieces * kv_heads, [&](int task, int thread) {
     const Piece& piece = pieces_[task / kv_heads];
-    const int h = task % kv_heads, column = h * group_ * head_dim, slot = rows[piece.first].slot;
+    const int h = task % kv_heads, column = h * group * head_dim, slot = rows[piece.first].slot;
     kernels.attend({.q = qkv + static_cast<ptrdiff_t>(piece.first) * stride + column,
                     .stride = stride,
                     .out = out + static_cast<ptrdiff_t>(piece.first) * heads_ * head_dim + column,
                     .out_stride = heads_ * head_dim,
                     .rows = rows + piece.first,
                     .n_rows = piece.count,
-                    .group = group_,
+                    .group = group,
                     .head_dim = head_dim,
-                    .keys = kv_.head_keys(layer.index, slot, h),
-                    .values = kv_.head_values(layer.index, slot, h),
+                    .keys = kv.head_keys(slot, h),
+                    .values = kv.head_values(slot, h),
                     .scale = layer.scale,
                     .scratch = scratch_ + thread * scratch_stride_});
   });

@@ -3,6 +3,8 @@
 // call is cut never shows in the results. Not here: the arithmetic (attention.inl).
 #pragma once
 
+#include <vector>
+
 #include "cpu/arena.h"
 #include "cpu/kv.h"
 #include "cpu/pool.h"
@@ -31,7 +33,7 @@ class Attention {
     int32_t first, count;
   };
 
-  // Cosines and sines by position, [slot_length][head_dim / 2], filled when a position is first used.
+  // Cosines and sines by position, [slot_length][pairs_], filled when a position is first used.
   struct Angles {
     const float* frequencies = nullptr;  // that they were made from
     float *cosines, *sines;
@@ -40,8 +42,8 @@ class Attention {
 
   void fill_angles(Angles* angles, const RowInfo* rows, int n_rows, const RopeParams& rope);
 
-  int heads_, group_;
-  Kv kv_;
+  int heads_, pairs_;          // pairs: of values in the longest head
+  std::vector<Kv> kv_;         // by layer
   Angles angles_[kMostRopes];  // by RopeParams::table
   size_t positions_;
   Piece* pieces_;  // [rows]

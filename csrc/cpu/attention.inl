@@ -227,3 +227,16 @@ void attend(const AttentionTask& task) {
     for (int d = 0; d < head_dim; ++d) out[d] = source[d] * factor;
   }
 }
+
+static_assert(kMixed == kSpan);
+
+// Any height of tile gives a row the same sums, so rows are taken by the largest that fit.
+void mix(const float* p, int rows, const float* v, int width, int count, float* o) {
+  for (int done = 0; done < rows;) {
+    const TileKernels* tile = &tile_for(rows - done);
+    while (tile->rows > rows - done) --tile;
+    tile->values(p + static_cast<ptrdiff_t>(done) * kSpan, v, width, 0, count,
+                 o + static_cast<ptrdiff_t>(done) * width);
+    done += tile->rows;
+  }
+}

@@ -16,8 +16,8 @@ constexpr ptrdiff_t whole_panels(int n) { return (static_cast<ptrdiff_t>(n) + kM
 
 }  // namespace
 
-void route(const RouterRule& rule, int count, const float* logits, const float* bias, float* scores, int32_t* chosen,
-           float* weights) {
+void route(const RouterRule& rule, int count, const float* logits, const float* bias, const float* gain, float* scores,
+           int32_t* chosen, float* weights) {
   if (rule.kind == RouterKind::softmax) {
     const float max = *std::max_element(logits, logits + count);
     double sum = 0;
@@ -26,7 +26,7 @@ void route(const RouterRule& rule, int count, const float* logits, const float* 
   } else {
     for (int i = 0; i < count; ++i) scores[i] = 1 / (1 + std::exp(-logits[i]));
   }
-  choose_experts(rule, count, scores, bias, scores + count, chosen, weights);
+  choose_experts(rule, count, scores, bias, gain, scores + count, chosen, weights);
 }
 
 int pair_rows(const ContextShape& shape) {
@@ -56,7 +56,7 @@ void ExpertBuffers::choose(Pool& pool, const PackedExperts& experts, int rows) {
   pool.parallel((rows + kSumRows - 1) / kSumRows, [&](int task, int thread) {
     for (int r = task * kSumRows; r < std::min((task + 1) * kSumRows, rows); ++r) {
       const ptrdiff_t at = static_cast<ptrdiff_t>(r) * used_;
-      route(experts.rule, count_, logits_ + static_cast<ptrdiff_t>(r) * count_, experts.bias,
+      route(experts.rule, count_, logits_ + static_cast<ptrdiff_t>(r) * count_, experts.bias, experts.gain,
             scores_ + static_cast<ptrdiff_t>(thread) * 2 * count_, chosen_ + at, weights_ + at);
     }
   });
@@ -105,10 +105,11 @@ void ExpertBuffers::observe(Observer* observer, std::initializer_list<const Weig
   }
 }
 
-void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear, const LinearInput& input, int rows,
-                        const PackedExperts& experts, Observer* observer, float* y) {
+void ExpertBuffers::run(const KernelRow& row, Pool& pool, LinearScratch* linear, const LinearInput& routed,
+                        const LinearInput& input, int rows, const PackedExperts& experts, Observer* observer,
+                        float* y) {
   const PackedOutput router{experts.router, nullptr, logits_, count_, false};
-  ld::linear(row, pool, linear, input, rows, &router, 1);
+  ld::linear(row, pool, linear, routed, rows, &router, 1);
   choose(pool, experts, rows);
 
   const int width = input.width;

@@ -11,16 +11,17 @@
 
 namespace ld {
 
-// One row's experts by RouterRule, ascending, and their weights; scores is scratch of 2 * count floats.
-void route(const RouterRule& rule, int count, const float* logits, const float* bias, float* scores, int32_t* chosen,
-           float* weights);
+// One row's experts by RouterRule, ascending, and their weights; bias and gain [count] or null; scores is scratch of
+// 2 * count floats.
+void route(const RouterRule& rule, int count, const float* logits, const float* bias, const float* gain, float* scores,
+           int32_t* chosen, float* weights);
 
 // An Experts of ops.h with the matrices of this device.
 struct PackedExperts {
   RouterRule rule;
   int count;
   const PackedMatrix* router;
-  const float* bias;
+  const float *bias, *gain;
   const Weight* const* gate;
   const Weight* const* up;
   const Weight* const* down;
@@ -33,9 +34,10 @@ class ExpertBuffers {
   // Nothing is taken where shape.experts is 0.
   ExpertBuffers(Arena* arena, const ContextShape& shape, int threads);
 
-  // See Ops::experts. `linear` holds at least pair_rows(shape) prepared rows; `observer` is told what experts read.
-  void run(const KernelRow& row, Pool& pool, LinearScratch* linear, const LinearInput& input, int rows,
-           const PackedExperts& experts, Observer* observer, float* y);
+  // See Ops::experts; the router reads `routed`. `linear` holds at least pair_rows(shape) prepared rows; `observer` is told
+  // what experts read.
+  void run(const KernelRow& row, Pool& pool, LinearScratch* linear, const LinearInput& routed, const LinearInput& input,
+           int rows, const PackedExperts& experts, Observer* observer, float* y);
 
  private:
   void choose(Pool& pool, const PackedExperts& experts, int rows);

@@ -72,10 +72,10 @@ struct Layout {
       : linear_memory(arena.take<uint8_t>(linear_scratch_bytes(pair_rows(shape), shape.max_k, threads))),
         attention(&arena, shape, threads),
         experts(&arena, shape, threads),
-        head(&arena, shape.vocab, shape.rows, threads) {
+        head(&arena, shape, threads) {
     for (int i = 0; i < static_cast<int>(Buffer::count); ++i) {
-      buffers[i] =
-          arena.take<float>(i == static_cast<int>(Buffer::head) ? shape.score_rows : shape.rows, shape.width[i]);
+      const Buffer which = static_cast<Buffer>(i);
+      buffers[i] = arena.take<float>(shape.rows_of(which), shape.width_of(which));
     }
     applied_stride = shape.max_k;
     applied = arena.take<float>(threads, applied_stride);
@@ -198,7 +198,7 @@ int threads(const Context* context) { return context->pool.threads(); }
 
 void observe(Context* context, const Observed* sums) { context->observer.observe(sums, context->max_k); }
 
-void embed(Context* context, const Weight* weight, const int32_t* ids, int rows, bool add, float* out) {
+void embed(Context* context, const Weight* weight, const int32_t* ids, int rows, bool add, float scale, float* out) {
   const Tensor& table = weight->table;
   const size_t width = table.columns(), block = table.type->block, block_bytes = table.type->block_bytes;
   context->pool.parallel((rows + kEmbedRows - 1) / kEmbedRows, [&](int task, int) {
@@ -208,6 +208,7 @@ void embed(Context* context, const Weight* weight, const int32_t* ids, int rows,
       float* row = out + static_cast<size_t>(r) * width;
       if (!add) {
         table.type->decode(source, row, width);
+        for (size_t i = 0; scale != 1 && i < width; ++i) row[i] *= scale;
         continue;
       }
       const size_t step = kLargestBlock / block * block;
@@ -215,7 +216,7 @@ void embed(Context* context, const Weight* weight, const int32_t* ids, int rows,
         float values[kLargestBlock];
         const size_t n = std::min(step, width - i);
         table.type->decode(source + i / block * block_bytes, values, n);
-        for (size_t j = 0; j < n; ++j) row[i + j] += values[j];
+        for (size_t j = 0; j < n; ++j) row[i + j] += values[j] * scale;
       }
     }
   });
@@ -264,13 +265,23 @@ void mean(Context* context, const float* x, int width, int rows, float* y) {
   });
 }
 
+void scale(Context* context, float* x, int rows, int width, float factor) {
+  context->pool.parallel((rows + kApplyRows - 1) / kApplyRows, [&](int task, int) {
+    const ptrdiff_t first = static_cast<ptrdiff_t>(task) * kApplyRows * width;
+    const ptrdiff_t last = std::min<ptrdiff_t>(first + ptrdiff_t{kApplyRows} * width, ptrdiff_t{rows} * width);
+    for (ptrdiff_t i = first; i < last; ++i) x[i] *= factor;
+  });
+}
+
 void experts(Context* context, const LinearInput& input, int rows, const Experts& which, float* y) {
   auto matrix = [](const Weight* weight) -> const PackedMatrix& { return *weight->matrix; };
-  const PackedExperts packed = {which.rule, which.count, which.router->matrix.get(), which.bias, which.gate,
+  const PackedExperts packed = {which.rule, which.count, which.router->matrix.get(), which.bias, which.gain, which.gate,
                                 which.up,   which.down,  which.activation,           matrix};
-  if (context->observer.active()) context->observer.add(input, 0, rows, {&which.router, 1});
-  context->layout.experts.run(*context->row, context->pool, &context->linear, input, rows, packed, &context->observer,
-                              y);
+  LinearInput routed = input;
+  if (which.router_norm.kind != NormKind::none) routed.norm = which.router_norm;
+  if (context->observer.active()) context->observer.add(routed, 0, rows, {&which.router, 1});
+  context->layout.experts.run(*context->row, context->pool, &context->linear, routed, input, rows, packed,
+                              &context->observer, y);
 }
 
 void store_kv(Context* context, const AttentionLayer& layer, float* qkv, int stride, const RowInfo* rows, int n_rows) {
@@ -290,26 +301,30 @@ void attention(Context* context, const AttentionLayer& layer, const float* qkv, 
   context->layout.attention.attend(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows, out);
 }
 
-int propose(Context* context, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
-            int rows) {
-  if (context->observer.active()) context->observer.add(input, 0, rows, {&head, 1});
-  return context->layout.head.propose(*context->row, context->pool, &context->linear, input, *head->matrix, bias, score,
-                                      rows);
+PackedHead packed_head(Context* context, const OutputLayer& head) {
+  const Tensor* table = head.table ? &head.table->table : nullptr;
+  return {head.weight->matrix.get(), head.bias, head.cap, table, head.table_scale, buffer(context, Buffer::feedback)};
 }
 
-int logits(Context* context, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
-  if (context->observer.active()) context->observer.add(input, 0, rows, {&head, 1});
-  return context->layout.head.logits(*context->row, context->pool, &context->linear, input, *head->matrix, bias, rows,
-                                     out);
+int propose(Context* context, const LinearInput& input, const OutputLayer& head, const ScoreRow* score, int rows) {
+  if (context->observer.active()) context->observer.add(input, 0, rows, {&head.weight, 1});
+  return context->layout.head.propose(*context->row, context->pool, &context->linear, input, packed_head(context, head),
+                                      score, rows);
+}
+
+int logits(Context* context, const LinearInput& input, int rows, const OutputLayer& head, float* out) {
+  if (context->observer.active()) context->observer.add(input, 0, rows, {&head.weight, 1});
+  return context->layout.head.logits(*context->row, context->pool, &context->linear, input, packed_head(context, head),
+                                     rows, out);
 }
 
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,      close,          isa,   measure_peak, pack,    release,  weight_bytes,
-                          footprint, upload,    release_vector, plan,  create,       destroy, buffer,   threads,
-                          observe,   embed,     linear,         apply, mean,         experts, store_kv, read_kv,
-                          write_kv,  attention, propose,        logits};
+  static const Ops ops = {"cpu",     open,     close,          isa,     measure_peak, pack,    release, weight_bytes,
+                          footprint, upload,   release_vector, plan,    create,       destroy, buffer,  threads,
+                          observe,   embed,    linear,         apply,   mean,         scale,   experts, store_kv,
+                          read_kv,   write_kv, attention,      propose, logits};
   return ops;
 }
 

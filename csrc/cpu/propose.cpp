@@ -10,8 +10,10 @@ namespace {
 
 constexpr int kPanelsPerTask = 4;
 
-void add_bias(const float* bias, int n, float* x) {
-  for (int i = 0; bias && i < n; ++i) x[i] += bias[i];
+void finish_logits(const VectorKernels& kernels, const PackedHead& head, float* x) {
+  const int n = head.weight->n();
+  for (int i = 0; head.bias && i < n; ++i) x[i] += head.bias[i];
+  if (head.cap > 0) kernels.cap(x, n, head.cap);
 }
 
 // How many of `count` rows from `first` on can be worked on together without the last one losing its companion.
@@ -28,22 +30,25 @@ bool all_finite(const float* x, int n) {
 
 }  // namespace
 
-Head::Head(Arena* arena, int vocab, int rows, int threads) : blocks_(logit_blocks(vocab)) {
+Head::Head(Arena* arena, const ContextShape& shape, int threads) : blocks_(logit_blocks(shape.vocab)) {
   // A line more than whole blocks: rows of a chunk do not compete for the same cache sets.
   stride_ = static_cast<ptrdiff_t>(blocks_) * kLogitBlock + kMaxPanel;
-  slab_ = std::min(rows, kSlabRows);
+  slab_ = std::min(shape.rows, kSlabRows);
   const int fitting = static_cast<int>(kLogitBytes / (stride_ * sizeof(float)));
   chunk_ = std::min(slab_, std::clamp(fitting, 2, kLogitRows));
   logits_ = arena->take<float>(chunk_, stride_);
   e_ = arena->take<float>(threads, blocks_, kLogitBlock);
   block_max_ = arena->take<float>(threads, blocks_);
   block_sum_ = arena->take<float>(threads, blocks_);
+  if (shape.width_of(Buffer::feedback) > 0) expectation_ = Expectation(arena, shape, chunk_, threads);
 }
 
-template <class Joined, class Consume>
+template <class Joined, class Consume, class Finish>
 int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                       const PackedMatrix& weight, int rows, const Joined& joined, const Consume& consume) {
+                       const PackedHead& head, int rows, const Joined& joined, const Consume& consume,
+                       const Finish& finish) {
   std::atomic<int> bad{INT_MAX};
+  const PackedMatrix& weight = *head.weight;
   InputForms forms;
   forms.add(weight.traits());
   const int panel = weight.kernels().panel;
@@ -64,6 +69,7 @@ int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* line
         while (row < lowest && !bad.compare_exchange_weak(lowest, row, std::memory_order_relaxed)) {
         }
       });
+      finish(slab + first, slab + last);
     }
   }
   const int lowest = bad.load(std::memory_order_relaxed);
@@ -71,34 +77,46 @@ int Head::for_each_row(const KernelRow& kernels, Pool& pool, LinearScratch* line
 }
 
 int Head::propose(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                  const PackedMatrix& weight, const float* bias, const ScoreRow* score, int rows) {
+                  const PackedHead& head, const ScoreRow* score, int rows) {
+  const int vocab = head.weight->n();
   const auto guided = [&](int row) { return score[row].sampling->guidance != 0; };
-  const auto given = [&](int row, float* x) {
-    add_bias(bias, weight.n(), x);
-    if (score[row].logits) std::copy(x, x + weight.n(), score[row].logits);
-  };
-  return for_each_row(kernels, pool, linear, input, weight, rows, guided, [&](int row, float* x, int thread) {
+  const auto consume = [&](int row, float* x, int thread) {
     if (row > 0 && guided(row - 1)) return true;  // the row before works on both
-    given(row, x);
-    if (guided(row)) {
-      given(row + 1, x + stride_);
-      guide(score[row].sampling->guidance, x + stride_, weight.n(), x);
-    }
     const LogitScratch scratch = {e_ + static_cast<ptrdiff_t>(thread) * blocks_ * kLogitBlock,
                                   block_max_ + static_cast<ptrdiff_t>(thread) * blocks_,
                                   block_sum_ + static_cast<ptrdiff_t>(thread) * blocks_};
-    return score_row(*kernels.vector, x, weight.n(), score[row], scratch);
-  });
+    const auto given = [&](int r, float* logits) {
+      finish_logits(*kernels.vector, head, logits);
+      if (score[r].logits) std::copy(logits, logits + vocab, score[r].logits);
+      if (score[r].feedback >= 0) {
+        expectation_.add(*kernels.vector, score[r], (logits - logits_) / stride_, logits, vocab, scratch);
+      }
+    };
+    given(row, x);
+    if (guided(row)) {
+      given(row + 1, x + stride_);
+      guide(score[row].sampling->guidance, x + stride_, vocab, x);
+    }
+    return score_row(*kernels.vector, x, vocab, score[row], scratch);
+  };
+  const auto finish = [&](int first, int last) {
+    if (head.table && std::any_of(score + first, score + last, [](const ScoreRow& row) { return row.feedback >= 0; }))
+      expectation_.take(*kernels.vector, pool, *head.table, head.table_scale, score + first, last - first,
+                        head.feedback);
+  };
+  return for_each_row(kernels, pool, linear, input, head, rows, guided, consume, finish);
 }
 
 int Head::logits(const KernelRow& kernels, Pool& pool, LinearScratch* linear, const LinearInput& input,
-                 const PackedMatrix& weight, const float* bias, int rows, float* out) {
+                 const PackedHead& head, int rows, float* out) {
+  const int vocab = head.weight->n();
   const auto joined = [](int) { return false; };
-  return for_each_row(kernels, pool, linear, input, weight, rows, joined, [&](int row, float* x, int) {
-    add_bias(bias, weight.n(), x);
-    std::copy(x, x + weight.n(), out + static_cast<ptrdiff_t>(row) * weight.n());
-    return all_finite(x, weight.n());
-  });
+  const auto consume = [&](int row, float* x, int) {
+    finish_logits(*kernels.vector, head, x);
+    std::copy(x, x + vocab, out + static_cast<ptrdiff_t>(row) * vocab);
+    return all_finite(x, vocab);
+  };
+  return for_each_row(kernels, pool, linear, input, head, rows, joined, consume, [](int, int) {});
 }
 
 }  // namespace ld

@@ -16,6 +16,8 @@ namespace ld {
 constexpr int kLogitBlock = 256;
 // Stands for a token that cannot be proposed: finite, and its exponential is exactly 0.
 constexpr float kAbsent = -3.4028234663852886e38f;
+// Vectors that one call of VectorKernels::mix adds up at most.
+constexpr int kMixed = 128;
 // Thresholds that one pass of VectorKernels::above tries.
 constexpr int kThresholds = 8;
 
@@ -40,6 +42,9 @@ struct VectorKernels {
   // Rotates `dims` leading values of each of `heads` heads in place; cosines and sines [dims / 2] of the row's position.
   void (*rotate)(float* x, int heads, int head_dim, Rope kind, int dims, const float* cosines, const float* sines);
   void (*attend)(const AttentionTask&);
+  // o[r] += sum of p[r][i] * v[i] over i < count, ascending, for each of the rows; p [rows][kMixed], v [count][width],
+  // o [rows][width], width a multiple of kValueAlign.
+  void (*mix)(const float* p, int rows, const float* v, int width, int count, float* o);
 
   // ---- a row of logits, [blocks * kLogitBlock], 64-byte aligned ----
   // Largest value of each block; false where a value is NaN or infinite.
@@ -51,6 +56,8 @@ struct VectorKernels {
                 double mass[kThresholds]);
   // Sets values of e under `floor` to 0; new sums per block and returned sum as in exponentials.
   double (*cut)(const float* x, int blocks, float max, float scale, float floor, float* e, float* block_sum);
+  // x = bound * tanh(x / bound)
+  void (*cap)(float* x, int n, float bound);
   // The exponential of the functions above, for a single value.
   float (*exp)(float x);
 };

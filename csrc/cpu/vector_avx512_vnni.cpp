@@ -21,6 +21,6 @@ inline __attribute__((always_inline)) vf maximum(vf a, vf b) { return _mm512_mas
 
 }  // namespace
 
-const VectorKernels LD_TABLE = {produce, rotate, attend, scan, exponentials, above, cut, exponential_of};
+const VectorKernels LD_TABLE = {produce, rotate, attend, mix, scan, exponentials, above, cut, cap, exponential_of};
 
 }  // namespace ld

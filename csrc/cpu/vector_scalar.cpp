@@ -19,6 +19,6 @@ inline vf maximum(vf a, vf b) { return a > b ? a : b; }
 
 }  // namespace
 
-const VectorKernels LD_TABLE = {produce, rotate, attend, scan, exponentials, above, cut, exponential_of};
+const VectorKernels LD_TABLE = {produce, rotate, attend, mix, scan, exponentials, above, cut, cap, exponential_of};
 
 }  // namespace ld

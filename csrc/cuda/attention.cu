@@ -8,8 +8,8 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kMostHeadDim = 512, kPerLane = kMostHeadDim / kWarp;
 
-__device__ inline size_t state_at(const State& state, int layer, int slot, int place, int head) {
-  const size_t line = (static_cast<size_t>(layer) * state.slots + slot) * state.slot_length + place;
+__device__ inline size_t state_at(const State& state, int slot, int place, int head) {
+  const size_t line = static_cast<size_t>(slot) * state.slot_length + place;
   return (line * state.kv_heads + head) * state.head_dim;
 }
 
@@ -67,7 +67,7 @@ __global__ void store_kernel(AttentionLayer layer, State state, int heads, float
   const Row at = rows[row];
   float* q = qkv + static_cast<ptrdiff_t>(row) * stride;
   float* k = q + heads * head_dim;
-  const float* v = k + state.kv_heads * head_dim;
+  float* v = k + state.kv_heads * head_dim;
   const RopeParams& rope = layer.rope;
   const float* mine = angles + static_cast<size_t>(row) * rope.dims;
   float factor = 1;
@@ -81,9 +81,14 @@ __global__ void store_kernel(AttentionLayer layer, State state, int heads, float
   for (int head = warp; head < state.kv_heads; head += kWarps) {
     turn_head(k + head * head_dim, head_dim, layer.k_norm, rope, mine, 1);
   }
+  RopeParams still{};
+  still.kind = Rope::none;
+  for (int head = warp; head < state.kv_heads; head += kWarps) {
+    turn_head(v + head * head_dim, head_dim, layer.v_norm, still, mine, 1);
+  }
   __syncthreads();
   double dot = 0, old_square = 0, new_square = 0;
-  const size_t to = state_at(state, layer.index, at.slot, at.place, 0);
+  const size_t to = state_at(state, at.slot, at.place, 0);
   for (int i = threadIdx.x; i < state.kv_heads * head_dim; i += kThreads) {
     if (drift) {
       const double was = state.values[to + i], is = v[i];
@@ -118,7 +123,7 @@ __global__ void attend_kernel(AttentionLayer layer, State state, int heads, cons
     query[i] = d < head_dim ? q[d] * layer.scale : 0;
   }
   const size_t step = static_cast<size_t>(state.kv_heads) * head_dim;
-  const size_t first = state_at(state, layer.index, at.slot, at.lo, head / (heads / state.kv_heads));
+  const size_t first = state_at(state, at.slot, at.lo, head / (heads / state.kv_heads));
   const float *key = state.keys + first, *value = state.values + first;
   float largest = -INFINITY, total = 0;
   for (int place = at.lo; place < at.hi; ++place, key += step, value += step) {

@@ -79,13 +79,17 @@ struct Layout {
   Layout(Arena arena, const ContextShape& s) {
     const size_t pairs = static_cast<size_t>(s.rows) * s.experts_used;
     const size_t inputs = std::max<size_t>({static_cast<size_t>(s.rows), static_cast<size_t>(s.score_rows), pairs});
-    for (int i = 0; i < static_cast<int>(Buffer::count); ++i)
-      buffers[i] = arena.take<float>(i == static_cast<int>(Buffer::head) ? s.score_rows : s.rows, s.width[i]);
+    for (int i = 0; i < static_cast<int>(Buffer::count); ++i) {
+      const Buffer which = static_cast<Buffer>(i);
+      buffers[i] = arena.take<float>(s.rows_of(which), s.width_of(which));
+    }
     made = arena.take<float>(inputs, s.max_k);
-    const size_t state = static_cast<size_t>(s.layers) * s.slots * s.slot_length * s.kv_heads;
-    keys = arena.take<float>(state, s.head_dim);
-    values = arena.take<float>(state, s.head_dim);
-    angles = arena.take<float>(s.rows, s.head_dim);
+    for (const KvShape* layer = s.kv; layer < s.kv + s.layers; ++layer) {
+      float* keys = arena.take<float>(s.slots, s.slot_length, layer->kv_heads, layer->head_dim);
+      float* values = arena.take<float>(s.slots, s.slot_length, layer->kv_heads, layer->head_dim);
+      states.push_back({keys, values, s.slot_length, layer->kv_heads, layer->head_dim});
+    }
+    angles = arena.take<float>(s.rows, s.max_head_dim());
     drift = arena.take<float>(s.rows);
     for (cuda::Row*& each : rows) each = arena.take<cuda::Row>(s.rows);
     ids = arena.take<int32_t>(std::max(s.rows, s.score_rows));
@@ -104,6 +108,10 @@ struct Layout {
     logits = arena.take<float>(chunk, s.vocab);
     exponentials = arena.take<float>(chunk, s.vocab);
     tasks = arena.take<cuda::ScoreTask>(chunk);
+    if (s.width_of(Buffer::feedback) > 0) {
+      expectation.factor = arena.take<float>(chunk);
+      expectation.row = arena.take<int32_t>(chunk);
+    }
     results.token = arena.take<int32_t>(chunk);
     results.probability = arena.take<float>(chunk);
     results.margin = arena.take<float>(chunk);
@@ -114,14 +122,16 @@ struct Layout {
     bytes = arena.used();
   }
   float* buffers[static_cast<int>(Buffer::count)];
-  float *made, *keys, *values, *angles, *drift;
-  cuda::Row* rows[2];  // as all layers see them, and as those with a window do
+  float *made, *angles, *drift;
+  std::vector<cuda::State> states;  // by layer
+  cuda::Row* rows[2];               // as all layers see them, and as those with a window do
   int32_t* ids;
   float *router = nullptr, *hidden = nullptr, *expert_out = nullptr;
   cuda::Routing routing{};
   int chunk;
   float *logits, *exponentials;
   cuda::ScoreTask* tasks;
+  cuda::Expectation expectation{};
   cuda::ScoreResults results;
   size_t bytes;
 };
@@ -133,7 +143,6 @@ struct Context {
         memory(Layout(Arena(nullptr), shape_).bytes),
         layout(Arena(memory.data()), shape_) {
     check(cudaStreamCreate(&stream), "making a stream");
-    state = {layout.keys, layout.values, shape.slots, shape.slot_length, shape.kv_heads, shape.head_dim};
     check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), stream), "clearing a session");
   }
   ~Context() { cudaStreamDestroy(stream); }
@@ -143,7 +152,6 @@ struct Context {
   Memory memory;
   Layout layout;
   cudaStream_t stream{};
-  cuda::State state;
   struct {
     const RowInfo* from = nullptr;
     std::vector<cuda::Row> held;
@@ -176,8 +184,7 @@ struct Made {
 Made produce(Context* c, const LinearInput& given, int rows);
 
 // score_ops.cu
-int propose(Context* c, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
-            int rows);
-int logits(Context* c, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out);
+int propose(Context* c, const LinearInput& input, const OutputLayer& head, const ScoreRow* score, int rows);
+int logits(Context* c, const LinearInput& input, int rows, const OutputLayer& head, float* out);
 
 }  // namespace ld

@@ -9,8 +9,8 @@ namespace {
 constexpr int kThreads = 256;
 
 // One thread per row.
-__global__ void choose_kernel(RouterRule rule, int count, const float* logits, const float* bias, int rows,
-                              Routing routing) {
+__global__ void choose_kernel(RouterRule rule, int count, const float* logits, const float* bias, const float* gain,
+                              int rows, Routing routing) {
   const int row = static_cast<int>(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= rows) return;
   logits += static_cast<size_t>(row) * count;
@@ -24,7 +24,7 @@ __global__ void choose_kernel(RouterRule rule, int count, const float* logits, c
   } else {
     for (int i = 0; i < count; ++i) scores[i] = 1 / (1 + expf(-logits[i]));
   }
-  choose_experts(rule, count, scores, bias, scores + count, routing.chosen + row * rule.used,
+  choose_experts(rule, count, scores, bias, gain, scores + count, routing.chosen + row * rule.used,
                  routing.weights + row * rule.used);
 }
 
@@ -73,10 +73,10 @@ __global__ void gather_kernel(Routing routing, int used, const float* out, int w
 
 }  // namespace
 
-void route(cudaStream_t stream, const RouterRule& rule, int count, const float* logits, const float* bias, int rows,
-           const Routing& routing) {
+void route(cudaStream_t stream, const RouterRule& rule, int count, const float* logits, const float* bias,
+           const float* gain, int rows, const Routing& routing) {
   const unsigned blocks = static_cast<unsigned>((rows + kThreads - 1) / kThreads);
-  LD_LAUNCH(choose_kernel, dim3(blocks), kThreads, stream, rule, count, logits, bias, rows, routing);
+  LD_LAUNCH(choose_kernel, dim3(blocks), kThreads, stream, rule, count, logits, bias, gain, rows, routing);
   LD_LAUNCH(count_kernel, dim3(1), kThreads, stream, count, rows * rule.used, routing);
   LD_LAUNCH(list_kernel, dim3(count), kWarp, stream, rule.used, rows * rule.used, routing);
 }

@@ -21,13 +21,17 @@ struct Row {
 };
 
 // ---- rows.cu ----
-void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int rows, bool add, float* out);
+void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int rows, bool add, float scale, float* out);
 // made[r * width] = what a linear layer reads of row r of the input; input.pick in device memory.
 void produce(cudaStream_t stream, const LinearInput& input, int rows, float* made);
 // y[r * stride] = or += what produce() makes; y may be input.x.
 void apply(cudaStream_t stream, const LinearInput& input, int rows, bool add, float* y);
 // y = the mean of the rows of x, [*, width].
 void mean(cudaStream_t stream, const float* x, int width, int rows, float* y);
+// x[i] *= factor.
+void scale(cudaStream_t stream, float* x, size_t count, float factor);
+// x[i] = bound * tanh(x[i] / bound); NaN where it was not finite.
+void cap(cudaStream_t stream, float* x, size_t count, float bound);
 
 // ---- gemm.cu ----
 // y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i]. tensor_cores: quantised weights
@@ -55,11 +59,12 @@ struct ExpertProduct {
 void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, bool tensor_cores);
 
 // ---- attention.cu ----
+// The state of one layer.
 struct State {
-  float *keys, *values;  // [layers][slots][slot_length][kv_heads][head_dim]
-  int slots, slot_length, kv_heads, head_dim;
+  float *keys, *values;  // [slots][slot_length][kv_heads][head_dim]
+  int slot_length, kv_heads, head_dim;
 };
-// Norms and rotates q and k in place and writes k and v to the state. angles: scratch of rows * dims floats. drift [rows]
+// Norms q, k and v, rotates q and k in place and writes k and v to the state. angles: scratch of rows * dims floats. drift [rows]
 // receives 1 - the cosine of the new values and those they replace; null = not asked.
 void store(cudaStream_t stream, const AttentionLayer& layer, const State& state, int heads, float* qkv, int stride,
            const Row* rows, int n_rows, float* angles, float* drift);
@@ -75,11 +80,21 @@ struct Routing {
   int32_t* row_of;   // [pairs] the row of each pair, experts ascending, rows ascending
   int32_t* pair_of;  // [rows][used]
 };
-void route(cudaStream_t stream, const RouterRule& rule, int count, const float* logits, const float* bias, int rows,
-           const Routing& routing);
+void route(cudaStream_t stream, const RouterRule& rule, int count, const float* logits, const float* bias,
+           const float* gain, int rows, const Routing& routing);
 // y[r] = sum of weights[r][n] * out[pair_of[r][n]].
 void gather_experts(cudaStream_t stream, const Routing& routing, int used, const float* out, int width, int rows,
                     ptrdiff_t stride, float* y);
+
+// ---- expectation.cu ----
+struct Expectation {
+  float* factor;  // [rows] of the logits
+  int32_t* row;   // [rows] of `feedback`, -1 = not asked
+};
+// feedback[row[r]] = sum over the tokens t of softmax(logits[r] * factor[r])[t] * table[t] * scale; logits and p
+// [rows, vocab], p is scratch; feedback [*, width of the table].
+void expect(cudaStream_t stream, const float* logits, float* p, const Matrix& table, float scale,
+            const Expectation& expectation, int rows, float* feedback);
 
 // ---- propose.cu ----
 // One scored row, pointers in device memory; see Sampling and ScoreRow.

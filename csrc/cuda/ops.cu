@@ -121,9 +121,9 @@ void observe(Context*, const Observed* sums) {
   if (sums != nullptr) refuse(LD_INVALID, "importance matrices are gathered on the processor; use the device cpu");
 }
 
-void embed(Context* c, const Weight* table, const int32_t* ids, int rows, bool add, float* out) {
+void embed(Context* c, const Weight* table, const int32_t* ids, int rows, bool add, float scale, float* out) {
   if (ids != nullptr) to_device(c, c->layout.ids, ids, rows);
-  cuda::embed(c->stream, table->matrix, ids == nullptr ? nullptr : c->layout.ids, rows, add, out);
+  cuda::embed(c->stream, table->matrix, ids == nullptr ? nullptr : c->layout.ids, rows, add, scale, out);
 }
 
 // The input with its picked rows in device memory.
@@ -160,6 +160,9 @@ void apply(Context* c, const LinearInput& input, int rows, bool add, float* y) {
 }
 
 void mean(Context* c, const float* x, int width, int rows, float* y) { cuda::mean(c->stream, x, width, rows, y); }
+void scale(Context* c, float* x, int rows, int width, float factor) {
+  cuda::scale(c->stream, x, static_cast<size_t>(rows) * width, factor);
+}
 
 const uint8_t* const* expert_table(Context* c, const Weight* const* weights, int count) {
   std::unique_ptr<Memory>& table = c->expert_tables[weights];
@@ -177,9 +180,12 @@ void experts(Context* c, const LinearInput& input, int rows, const Experts& e, f
   const Layout& at = c->layout;
   const int used = e.rule.used, pairs = rows * used, width = e.down[0]->matrix.n, hidden = e.gate[0]->matrix.n;
   const bool cores = c->device->tensor_cores;
-  const Made made = produce(c, input, rows);
+  LinearInput routed = input;
+  if (e.router_norm.kind != NormKind::none) routed.norm = e.router_norm;
+  Made made = produce(c, routed, rows);
   cuda::multiply(c->stream, {e.router->matrix, made.x, made.stride, nullptr, at.router, e.count, false}, rows, cores);
-  cuda::route(c->stream, e.rule, e.count, at.router, e.bias, rows, at.routing);
+  cuda::route(c->stream, e.rule, e.count, at.router, e.bias, e.gain, rows, at.routing);
+  if (e.router_norm.kind != NormKind::none) made = produce(c, input, rows);
   const auto product = [&](const Weight* const* weights, const float* x, ptrdiff_t stride, const int32_t* pick,
                            float* to, ptrdiff_t to_stride) {
     const cuda::Product common{weights[0]->matrix, x, stride, nullptr, to, to_stride, false};
@@ -213,8 +219,8 @@ const cuda::Row* rows_of(Context* c, const RowInfo* rows, int n_rows) {
 
 void store_kv(Context* c, const AttentionLayer& layer, float* qkv, int stride, const RowInfo* rows, int n_rows) {
   const bool drifts = std::any_of(rows, rows + n_rows, [](const RowInfo& row) { return row.drift != nullptr; });
-  cuda::store(c->stream, layer, c->state, c->shape.heads, qkv, stride, rows_of(c, rows, n_rows), n_rows,
-              c->layout.angles, drifts ? c->layout.drift : nullptr);
+  cuda::store(c->stream, layer, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows, n_rows),
+              n_rows, c->layout.angles, drifts ? c->layout.drift : nullptr);
   if (!drifts) return;
   std::vector<float> drift(n_rows);
   to_host(c, drift.data(), c->layout.drift, n_rows);
@@ -223,29 +229,36 @@ void store_kv(Context* c, const AttentionLayer& layer, float* qkv, int stride, c
     if (rows[r].drift != nullptr) *rows[r].drift += drift[r];
 }
 
-// Keys or values of places [0, length): they lie side by side.
-float* state_of(Context* c, float* all, int layer, int slot) {
-  return all + (static_cast<size_t>(layer) * c->shape.slots + slot) * c->shape.slot_length * c->shape.kv_heads *
-                   c->shape.head_dim;
+// Of places [0, length) keys lie side by side, and so do values.
+struct Places {
+  size_t first, count;
+};
+
+Places places(const cuda::State& state, int slot, int length) {
+  const size_t width = static_cast<size_t>(state.kv_heads) * state.head_dim;
+  return {slot * width * state.slot_length, length * width};
 }
 
 void read_kv(Context* c, int layer, int slot, int length, float* k, float* v) {
-  const size_t count = static_cast<size_t>(length) * c->shape.kv_heads * c->shape.head_dim;
-  to_host(c, k, state_of(c, c->layout.keys, layer, slot), count);
-  to_host(c, v, state_of(c, c->layout.values, layer, slot), count);
+  const cuda::State& state = c->layout.states[layer];
+  const auto [first, count] = places(state, slot, length);
+  to_host(c, k, state.keys + first, count);
+  to_host(c, v, state.values + first, count);
   finish(c);
 }
 
 void write_kv(Context* c, int layer, int slot, int length, const float* k, const float* v) {
-  const size_t count = static_cast<size_t>(length) * c->shape.kv_heads * c->shape.head_dim;
-  to_device(c, state_of(c, c->layout.keys, layer, slot), k, count);
-  to_device(c, state_of(c, c->layout.values, layer, slot), v, count);
+  const cuda::State& state = c->layout.states[layer];
+  const auto [first, count] = places(state, slot, length);
+  to_device(c, state.keys + first, k, count);
+  to_device(c, state.values + first, v, count);
   finish(c);
 }
 
 void attention(Context* c, const AttentionLayer& layer, const float* qkv, int stride, const RowInfo* rows, int n_rows,
                float* out) {
-  cuda::attend(c->stream, layer, c->state, c->shape.heads, qkv, stride, rows_of(c, rows, n_rows), n_rows, out);
+  cuda::attend(c->stream, layer, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows, n_rows),
+               n_rows, out);
 }
 
 const Ops kOps = {"cuda",
@@ -269,6 +282,7 @@ const Ops kOps = {"cuda",
                   Caught<linear>::call,
                   Caught<apply>::call,
                   Caught<mean>::call,
+                  Caught<scale>::call,
                   Caught<experts>::call,
                   Caught<store_kv>::call,
                   Caught<read_kv>::call,

@@ -8,14 +8,17 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class Format>
-__global__ void embed_kernel(Matrix table, const int32_t* ids, bool add, float* out) {
+__global__ void embed_kernel(Matrix table, const int32_t* ids, bool add, float scale, float* out) {
   const int row = static_cast<int>(blockIdx.x);
   const uint8_t* from = table.data + static_cast<size_t>(ids ? ids[row] : 0) * table.row_bytes;
   float* to = out + static_cast<size_t>(row) * table.k;
   for (int k = threadIdx.x * 8; k < table.k; k += kThreads * 8) {
     float values[8];
     decode_eight<Format>(from, k, table.k, values);
-    for (int j = 0; j < 8 && k + j < table.k; ++j) to[k + j] = add ? to[k + j] + values[j] : values[j];
+    for (int j = 0; j < 8 && k + j < table.k; ++j) {
+      const float value = values[j] * scale;
+      to[k + j] = add ? to[k + j] + value : value;
+    }
   }
 }
 
@@ -79,11 +82,23 @@ __global__ void mean_kernel(const float* x, int width, int rows, float* y) {
   y[i] = static_cast<float>(sum / rows);
 }
 
+__global__ void scale_kernel(float* x, size_t count, float factor) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) x[i] *= factor;
+}
+
+__global__ void cap_kernel(float* x, size_t count, float bound) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) x[i] = tanhf(x[i] / bound) * bound + x[i] * 0.0f;
+}
+
+dim3 blocks_of(size_t count) { return dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)); }
+
 }  // namespace
 
-void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int rows, bool add, float* out) {
+void embed(cudaStream_t stream, const Matrix& table, const int32_t* ids, int rows, bool add, float scale, float* out) {
   with_format(table.type, [&]<class Format>() {
-    LD_LAUNCH(embed_kernel<Format>, dim3(rows), kThreads, stream, table, ids, add, out);
+    LD_LAUNCH(embed_kernel<Format>, dim3(rows), kThreads, stream, table, ids, add, scale, out);
   });
 }
 
@@ -97,6 +112,14 @@ void apply(cudaStream_t stream, const LinearInput& input, int rows, bool add, fl
 
 void mean(cudaStream_t stream, const float* x, int width, int rows, float* y) {
   LD_LAUNCH(mean_kernel, dim3((width + kThreads - 1) / kThreads), kThreads, stream, x, width, rows, y);
+}
+
+void scale(cudaStream_t stream, float* x, size_t count, float factor) {
+  LD_LAUNCH(scale_kernel, blocks_of(count), kThreads, stream, x, count, factor);
+}
+
+void cap(cudaStream_t stream, float* x, size_t count, float bound) {
+  LD_LAUNCH(cap_kernel, blocks_of(count), kThreads, stream, x, count, bound);
 }
 
 }  // namespace ld::cuda

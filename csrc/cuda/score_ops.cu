@@ -65,28 +65,50 @@ std::vector<cuda::ScoreTask> tasks_of(Context* c, const ScoreRow* score, int fir
 
 // Calls use(first, count) for parts of the rows, whose logits are computed then.
 template <class Use>
-void for_logits(Context* c, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
-                int rows, Use use) {
+void for_logits(Context* c, const LinearInput& input, const OutputLayer& head, const ScoreRow* score, int rows,
+                Use use) {
   const Made made = produce(c, input, rows);
-  const int vocab = head->matrix.n;
+  const cuda::Matrix& matrix = head.weight->matrix;
+  const int vocab = matrix.n;
   for (int first = 0, count; first < rows; first += count) {
     count = std::min(c->layout.chunk, rows - first);
     if (score != nullptr && score[first + count - 1].sampling->guidance != 0) --count;  // its companion follows
-    const cuda::Product product{head->matrix, made.x + first * made.stride, made.stride, bias, c->layout.logits, vocab,
+    const cuda::Product product{matrix, made.x + first * made.stride, made.stride, head.bias, c->layout.logits, vocab,
                                 false};
     cuda::multiply(c->stream, product, count, c->device->tensor_cores);
+    if (head.cap > 0) cuda::cap(c->stream, c->layout.logits, static_cast<size_t>(count) * vocab, head.cap);
     use(first, count);
   }
 }
 
+// The expected embeddings that rows [0, count) of the logits are asked for.
+void leave_feedback(Context* c, const OutputLayer& head, const ScoreRow* score, int count) {
+  std::vector<float> factors;
+  std::vector<int32_t> rows;
+  bool any = false;
+  for (const ScoreRow* row = score; row < score + count; ++row) {
+    const float temperature = row->sampling->temperature;
+    factors.push_back(temperature > 0 ? std::min(1 / temperature, 1e30f) : 1);
+    rows.push_back(row->feedback);
+    any = any || row->feedback >= 0;
+  }
+  if (!any) return;
+  const Layout& at = c->layout;
+  to_device(c, at.expectation.factor, factors.data(), count);
+  to_device(c, at.expectation.row, rows.data(), count);
+  cuda::expect(c->stream, at.logits, at.exponentials, head.table->matrix, head.table_scale, at.expectation, count,
+               at.buffers[static_cast<int>(Buffer::feedback)]);
+  finish(c);  // the vectors go
+}
+
 }  // namespace
 
-int propose(Context* c, const LinearInput& input, const Weight* head, const float* bias, const ScoreRow* score,
-            int rows) {
+int propose(Context* c, const LinearInput& input, const OutputLayer& head, const ScoreRow* score, int rows) {
   int bad = -1;
-  const int vocab = head->matrix.n;
+  const int vocab = head.weight->matrix.n;
   const Layout& at = c->layout;
-  for_logits(c, input, head, bias, score, rows, [&](int first, int count) {
+  for_logits(c, input, head, score, rows, [&](int first, int count) {
+    leave_feedback(c, head, score + first, count);
     for (int i = 0; i < count; ++i) {
       if (score[first + i].logits != nullptr)
         to_host(c, score[first + i].logits, at.logits + static_cast<size_t>(i) * vocab, vocab);
@@ -123,9 +145,9 @@ int propose(Context* c, const LinearInput& input, const Weight* head, const floa
   return bad;
 }
 
-int logits(Context* c, const LinearInput& input, int rows, const Weight* head, const float* bias, float* out) {
-  const size_t vocab = head->matrix.n;
-  for_logits(c, input, head, bias, nullptr, rows, [&](int first, int count) {
+int logits(Context* c, const LinearInput& input, int rows, const OutputLayer& head, float* out) {
+  const size_t vocab = head.weight->matrix.n;
+  for_logits(c, input, head, nullptr, rows, [&](int first, int count) {
     to_host(c, out + first * vocab, c->layout.logits, count * vocab);
     finish(c);
   });

@@ -133,6 +133,7 @@ typedef struct ld_model_info {
   const char *isa;
   const char *skipped;     /* tensors of the file that the model does not need, as a sentence; "" where there are none */
   int32_t lengths;         /* classes of its length head, see ld_session_lengths; 0 = it has none */
+  int32_t feedback;        /* 1 = its rows can be told what an earlier call expected of them, see ld_canvas */
 } ld_model_info;
 
 LD_API ld_status ld_model_open(const ld_gguf *file, const ld_model_options *options, ld_model **out);
@@ -175,6 +176,12 @@ LD_API void ld_session_free(ld_session *session);
 #define LD_ATTENTION_CAUSAL 1
 #define LD_ATTENTION_BLOCK_CAUSAL 2   /* up to the end of p's block of block_length positions */
 #define LD_ATTENTION_PREFIX_CAUSAL 3  /* p < prefix: causal; other positions see everything */
+
+/* What a call hands to later ones, for models with ld_model_info.feedback. A row that is told takes in the embedding that
+ * was expected at its position: that of each token times softmax(logits of the model / temperature), temperature 0
+ * standing for 1, as the last call with LD_FEEDBACK_LEAVE scored it. Others are told nothing. */
+#define LD_FEEDBACK_LEAVE 1  /* scored positions leave what is expected of them; not in ld_session_logits */
+#define LD_FEEDBACK_TAKE 2   /* scored positions that are computed are told; each must have left something */
 
 /* The distribution that probability, margin, entropy and alternatives are taken from. */
 #define LD_SCORE_RAW 0      /* softmax of the logits */
@@ -236,6 +243,7 @@ typedef struct ld_canvas {
    * positions, nor for models with windows. */
   const int32_t *hidden;     /* [n_shadow] ascending, each less than length - n_shadow */
   int32_t n_shadow;
+  int32_t feedback;          /* LD_FEEDBACK_*, added; 0 = none */
 } ld_canvas;
 
 /* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees

@@ -127,7 +127,11 @@ class CachePolicy:
 
 
 def reach(request: Request) -> Int32:
-    """int32 [length]: row p sees the positions below reach[p] (the header's LD_ATTENTION_*); it never falls with p."""
+    """int32 [length]: row p sees the positions below reach[p] (the header's LD_ATTENTION_*); it never falls with p.
+
+    Behind a causal prompt it is one more than that: a row of the canvas is never what it would be in the prompt, though
+    the last one sees the same.
+    """
     length = len(request.tokens)
     positions = np.arange(length, dtype=np.int32)
     if request.attention == "causal":
@@ -135,5 +139,5 @@ def reach(request: Request) -> Int32:
     if request.attention == "block_causal":
         return np.minimum((positions // request.block_length + 1) * request.block_length, length).astype(np.int32)
     if request.attention == "prefix_causal":
-        return np.where(positions < request.prefix, positions + 1, length).astype(np.int32)
+        return np.where(positions < request.prefix, positions + 1, length + 1).astype(np.int32)
     return np.full(length, length, np.int32)

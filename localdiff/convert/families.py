@@ -12,6 +12,7 @@ from ..errors import ModelFileError
 from . import (
     bailingmoe2,
     bert,
+    diffusion_gemma,
     distilbert,
     dream,
     gpt2,
@@ -36,17 +37,13 @@ _FAMILIES = tuple(
     module.FAMILY
     for module in (
         gpt2, llama, llada, dream, qwen2, qwen3, mineru, llada_moe, qwen3moe, rnd1, bailingmoe2, ministral3, nemotron,
-        bert, roberta, xlm_roberta_xl, distilbert, modernbert,
+        bert, roberta, xlm_roberta_xl, distilbert, modernbert, diffusion_gemma,
     )
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {model_type: family for family in _FAMILIES for model_type in family.model_types}
 _BY_CLASS = {name: family for family in _FAMILIES for name in family.architectures}
 _REFUSED = {
     "albert": "its layers share one set of weights and its embedding is factorised, which GGUF has no architecture for",
-    "diffusion_gemma": "the engine lacks canvases that start from random tokens instead of masks, the probabilities of "
-    "the last step as input of the next, a scale of each layer that differs between prompt and canvas, layers of two "
-    "head sizes, values that are the normed keys, a dense feed-forward beside the experts with norms of their own, "
-    "scaled embeddings and capped logits",
 }
 
 

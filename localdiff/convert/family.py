@@ -27,7 +27,8 @@ MAX_EXPERTS = 4096
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor: `{i}` stands for the layer. `{e}` stands for the expert, 0 to sizes["experts"] - 1: the tensors of
+    """One tensor: `{i}` stands for the layer, in names of sizes too, where layers differ; a tensor that has no values
+    there is absent. `{e}` stands for the expert, 0 to sizes["experts"] - 1: the tensors of
     all experts become one, with the expert as its slowest axis."""
 
     source: str

@@ -99,12 +99,14 @@ class _Matching:
         self._wrong: list[str] = []
 
     def take(self, row: Row, layer: int | None = None) -> None:
+        if 0 in (self._extents(row.shape, layer) or ()):
+            return
         experts = range(self.sizes["experts"]) if "{e}" in row.source else [None]
         taken = [self._one(row, layer, expert) for expert in experts]
         parts = [part for part in taken if part is not None]
         if len(parts) < len(taken):
             return
-        shape = self._extents(row.result or row.shape)
+        shape = self._extents(row.result or row.shape, layer)
         if shape is None:
             return
         if "{e}" in row.source:
@@ -119,15 +121,16 @@ class _Matching:
             if not row.optional:
                 self._missing.append(names[0])
             return None
-        expected = self._extents(row.shape)
+        expected = self._extents(row.shape, layer)
         for tensor in same:
             if expected is not None and tensor.shape != expected:
                 self._wrong.append(f"{tensor.name}: shape {list(tensor.shape)}, expected {list(expected)}")
         _refuse_different(same, "tensor")
         return same[0]
 
-    def _extents(self, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    def _extents(self, names: tuple[str, ...], layer: int | None) -> tuple[int, ...] | None:
         """None where one is not known, because the embedding is missing."""
+        names = tuple(name.format(i=layer) for name in names)
         return tuple(self.sizes[name] for name in names) if all(name in self.sizes for name in names) else None
 
     def embedding_and_head(self, family: Family, tied: bool) -> None:

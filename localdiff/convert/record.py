@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import ModelFileError
 from ..presets import PRESETS, of_preset, recognise, record_in_force
 from ..spec import RECORD_FILE, DiffusionSpec
+from .checkpoint import read_json
 from .family import Config
 
 _MASK_KEY = "tokenizer.ggml.mask_token_id"
@@ -43,7 +44,7 @@ def find_record(
     elif preset is not None:
         chosen = (diffusion or "").split(",")[0].strip()
         row = chosen if chosen in PRESETS else _by_name(preset, metadata, notices)
-        published = _published(row, config, metadata, notices)
+        published = _published(row, config, metadata, source, notices)
         metadata |= published.to_gguf(metadata["general.architecture"])
     found = record_in_force(metadata, diffusion)
     return found.spec, (*notices, *found.notices)
@@ -61,13 +62,35 @@ def _by_name(preset: str, described: Mapping[str, Any], notices: list[str]) -> s
     return named
 
 
-def _published(preset: str, config: Config, described: Mapping[str, Any], notices: list[str]) -> DiffusionSpec:
+def _sampler(spec: DiffusionSpec, config: Config, source: Path) -> dict[str, Any]:
+    """What config.json and generation_config.json say about canvases of random tokens."""
+    path = source / "generation_config.json"
+    if spec.process != "uniform":
+        return {}
+    stated = Config(read_json(path) if path.is_file() else {}, str(path))
+    sampler = stated.section("sampler_config") or Config({}, str(path))
+    stated.expect("stability_threshold", (1,), 1)
+    stated.expect("confidence_threshold", (0.005,), 0.005)
+    sampler.expect("_cls_name", ("EntropyBoundSamplerConfig",), "EntropyBoundSamplerConfig")
+    return {
+        "canvas_length": config.integer("canvas_length", spec.canvas_length),
+        "steps": stated.integer("max_denoising_steps", spec.steps),
+        "temperature": stated.real("t_max", spec.temperature),
+        "end_temperature": stated.real("t_min", spec.end_temperature),
+        "entropy_bound": sampler.real("entropy_bound", spec.entropy_bound),
+        "stop_tokens": stated.ids("eos_token_id") or spec.stop_tokens,
+    }
+
+
+def _published(
+    preset: str, config: Config, described: Mapping[str, Any], source: Path, notices: list[str]
+) -> DiffusionSpec:
     """The preset with what the checkpoint itself states."""
     masks = config.ids("mask_token_id") or ((described[_MASK_KEY],) if _MASK_KEY in described else ())
     stated: dict[str, Any] = {"mask_token": masks[0]} if masks else {}
     spec = DiffusionSpec(**of_preset(preset, described, stated, notices))
-    changes = dict(stated)
-    if not spec.stop_tokens:
+    changes = dict(stated) | _sampler(spec, config, source)
+    if not changes.get("stop_tokens", spec.stop_tokens):
         changes["stop_tokens"] = config.ids("eos_token_id")
     if spec.pad_token is None:
         changes["pad_token"] = next(iter(config.ids("pad_token_id")), None)

@@ -1,10 +1,11 @@
 """entropy-bound: for models that denoise random tokens instead of masks; nothing is final until the end.
 
-The sampler of DiffusionGemma (diffusers' EntropyBoundScheduler). The canvas starts as random tokens. At each step a
-token is drawn for every position at a temperature that falls linearly from `temperature` to `end_temperature`; the
-positions of lowest entropy whose entropies, less the largest, add up to no more than entropy_bound take it, and all
-others get a fresh random token. It ends when the likeliest tokens are those of the step before and the mean entropy is
-below CERTAIN, or with the last step; then the likeliest tokens are the text. Self-conditioning is not here.
+The sampler of DiffusionGemma, as transformers has it, on the rule of arXiv:2505.24857. The canvas starts as random
+tokens. At each step a token is drawn for every position at a temperature that falls linearly from `temperature` towards
+`end_temperature`, which a step after the last one would have; the positions of lowest entropy whose entropies, less the
+largest, add up to no more than entropy_bound take it, and all others get a fresh random token. It ends when the
+likeliest tokens are those of the step before and the mean entropy is below CERTAIN, or with the last step; then the
+likeliest tokens are the text. What the model is told of its last answer is asked for by the loop.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class EntropyBound(RewritingDecoder):
 
     def look(self, canvas: Canvas, step: int, memory: Any) -> Look:
         first, last, steps = self.settings.temperature, stated(self.settings.end_temperature), self._steps
-        temperature = first + (last - first) * (step - 1) / max(1, steps - 1)
+        temperature = first + (last - first) * (step - 1) / steps
         return Look(canvas.maskable, temperature, alternatives=1)
 
     def step(self, turn: Turn) -> Move:

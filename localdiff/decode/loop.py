@@ -44,6 +44,7 @@ class Job:
     controls      what the caller wants of the tokens, and the time it has
     ended         (canvas, position before which committed tokens stay) -> whether the text has ended for another reason
     constraint    what the text has to match
+    feedback      what a step expects is told to the next one of its stretch
     grow, room    masks added where the text has not ended, to the end of a block where the model sees blocks; the
                   longest that the canvas becomes by that
     """
@@ -65,6 +66,7 @@ class Job:
     constraint: Constraint | None = None
     grow: int = 0
     room: int = 0
+    feedback: bool = False
 
     @property
     def most(self) -> int:
@@ -124,6 +126,11 @@ class _Running:
     memory: Any = None
     begin: int = 0
     passed: int = 0
+
+    @property
+    def told(self) -> bool:
+        """Whether the coming step is told what the one before expected."""
+        return self.job.feedback and self.steps > self.passed
 
     @property
     def shown(self) -> Canvas:
@@ -227,7 +234,7 @@ class Denoiser:
     @property
     def movable(self) -> bool:
         """Whether the slots of another engine would do: no live canvas goes on from what an approximation left."""
-        return all(each.job.cache.exact for each in self._running.values())
+        return all(each.job.cache.exact and not each.told for each in self._running.values())
 
     def move(self, engine: Engine) -> None:
         """Go on in the same slots of another engine, which hold nothing."""
@@ -383,7 +390,7 @@ def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Reques
         slot=slot,
         attention=job.attention,
         block_length=job.attention_block,
-        prefix=job.prefix,
+        prefix=max(job.prefix, running.begin),
         logit_shift=job.logit_shift,
         temperature=temperature,
         top_k=settings.top_k,
@@ -398,6 +405,7 @@ def _request(running: _Running, canvas: Canvas, slot: int, look: Look) -> Reques
         logits=None if job.constraint is None else np.empty((len(look.rows), job.constraint.vocab), np.float32),
         hidden=look.verify if len(look.verify) else None,
         shadows=np.full(len(look.verify), canvas.mask_token, np.int32) if len(look.verify) else None,
+        feedback="" if not job.feedback else "take+leave" if running.told else "leave",
     )
     return job.controls.applied(request, canvas, running.beside)
 

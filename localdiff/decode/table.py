@@ -100,7 +100,7 @@ DECODERS: dict[str, DecoderRow] = {
     ),
     "entropy-bound": DecoderRow(
         "entropy_bound:EntropyBound",
-        "DiffusionGemma, diffusers EntropyBoundScheduler",
+        "DiffusionGemma, arXiv:2505.24857",
         {"steps": 48, "temperature": 0.8, "end_temperature": 0.4, "entropy_bound": 0.1},
         traits=frozenset({"rewrites", "noise"}),
     ),
@@ -193,7 +193,7 @@ DEFAULT_DECODER = "random-keep"
 
 CONSTRAINTS = ("json_schema", "json_object", "regex", "grammar")  # options of which one at most is given
 _SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}  # every decoder takes these
-_OF_RECORD = ("steps", "threshold", "temperature", "top_p")
+_OF_RECORD = ("steps", "threshold", "temperature", "top_p", "end_temperature", "entropy_bound")
 
 
 def words(option: str) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class ModelInfo:
     isa: str
     skipped: str = ""  # tensors of the file that the model does not need, as a sentence
     lengths: int = 0  # classes of its length head, see Session.lengths; 0 = it has none
+    feedback: bool = False  # whether a step may tell the next one what it expected, see Request.feedback
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class EngineModel(Closable):
         check(library().ld_model_get_info(self._handle.pointer(), raw))
         values = {field.name: getattr(raw, field.name) for field in fields(ModelInfo)}
         values.update(arch=text_of(raw.arch), isa=text_of(raw.isa), skipped=text_of(raw.skipped))
+        values.update(feedback=bool(raw.feedback))
         return ModelInfo(**values)
 
     @functools.cached_property

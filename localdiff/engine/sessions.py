@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ATTENTION = {"full": 0, "causal": 1, "block_causal": 2, "prefix_causal": 3}  # LD_ATTENTION_*
 MATH = {"exact": 0, "fast": 1}  # LD_MATH_*
 SCORES = {"raw": 0, "sampled": 1}  # LD_SCORE_*
+FEEDBACK = {"": 0, "leave": 1, "take": 2, "take+leave": 3}  # LD_FEEDBACK_*, added
 
 # fields that have one name and value in Request and in ld_canvas
 _PLAIN = ("slot", "block_length", "prefix", "top_k", "temperature", "top_p", "seed", "step", "alternatives", "guidance",
@@ -52,6 +53,9 @@ class Request:
     hidden       int32 [m] positions, ascending, whose tokens are asked for once more: they are scored by rows that see
                  everything but that token (the header's shadows), and the answers stand behind the other n; None = none
     shadows      int32 [m] the tokens that those rows hold
+    feedback     "leave": keep what is expected at the scored positions, softmax(logits of the model / temperature)
+                 times the embeddings; "take": tell their rows what was left there last; "take+leave"; "" = neither.
+                 For models with ModelInfo.feedback
 
 With hidden n counts those answers too, and so do the rows computed; the slot holds m positions more than tokens.
     Logits change in this order: guidance, penalty, bias, then tokens are removed; all else is as if the model had given
@@ -86,6 +90,7 @@ With hidden n counts those answers too, and so do the rows computed; the slot ho
     logits: Float32 | None = None
     hidden: Int32 | None = None
     shadows: Int32 | None = None
+    feedback: str = ""
 
 
 def pack_tokens(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
@@ -343,6 +348,7 @@ def _canvases(requests: Sequence[Request], vocab: int) -> tuple[Any, list[int], 
             canvas.logits = data("logits", request.logits, np.float32, (canvas.n_score, vocab))
         canvas.attention = _choice("attention", request.attention, ATTENTION)
         canvas.scores_from = _choice("scores_from", request.scores_from, SCORES)
+        canvas.feedback = _choice("feedback", request.feedback, FEEDBACK)
         canvas.logit_shift = int(request.logit_shift)
         for name in _PLAIN:
             try:

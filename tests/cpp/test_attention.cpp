@@ -30,8 +30,7 @@ struct Session {
     context_shape.slot_length = s.slot_length;
     context_shape.layers = 2;
     context_shape.heads = s.heads;
-    context_shape.kv_heads = s.kv_heads;
-    context_shape.head_dim = s.head_dim;
+    context_shape.kv = kv;
     context_shape.rows = rows;
     context_shape.max_k = 32;
     context_shape.vocab = 32;
@@ -43,7 +42,7 @@ struct Session {
     ops.close(device);
   }
   AttentionLayer layer(int index, RopeParams rope = {}) const {
-    return {index, Norm{}, Norm{}, rope, 1 / std::sqrt(static_cast<float>(shape.head_dim))};
+    return {index, Norm{}, Norm{}, Norm{}, rope, 1 / std::sqrt(static_cast<float>(shape.head_dim))};
   }
   // Stores the rows, then attends; returns [rows, heads * head_dim].
   std::vector<float> run(std::vector<float> qkv, const std::vector<RowInfo>& rows, RopeParams rope = {},
@@ -56,6 +55,7 @@ struct Session {
   }
   const Ops& ops = cpu_ops();
   Shape shape;
+  const KvShape kv[2] = {{shape.kv_heads, shape.head_dim}, {shape.kv_heads, shape.head_dim}};
   Device* device;
   Context* context;
 };
@@ -289,7 +289,7 @@ TEST(rotary_positions_follow_their_definition) {
         for (int i = 0; i < dims / 2; ++i) frequencies.push_back(std::pow(10000.0f, -2.0f * i / dims));
         float* uploaded = session.ops.upload(session.device, frequencies.data(), frequencies.size());
         CHECK_EQ(reinterpret_cast<uintptr_t>(uploaded) % 64, 0u);
-        const AttentionLayer layer{0, Norm{}, Norm{}, {kind, dims, uploaded, 0, 1, 0, 1}, 1};
+        const AttentionLayer layer{0, Norm{}, Norm{}, Norm{}, {kind, dims, uploaded, 0, 1, 0, 1}, 1};
         const std::vector<RowInfo> rows = {{0, 0, 0, 1, 0}, {0, 1, 0, 2, 1}, {0, 4095, 4095, 4096, 4095}};
         auto qkv = random_floats(rows.size() * shape.width(), 4);
         const auto before = qkv;

@@ -93,12 +93,12 @@ TEST(every_type_is_decoded_bit_for_bit) {
     const cuda::Matrix table{type->type, bytes.data(), rows, columns, columns / type->block * type->block_bytes};
     const int32_t ids[] = {6, 0, 3, 3};
     std::vector<float> found(4 * columns, 1.0f), expected(columns);
-    cuda::embed(nullptr, table, ids, 4, false, found.data());
+    cuda::embed(nullptr, table, ids, 4, false, 1, found.data());
     for (int r = 0; r < 4; ++r) {
       type->decode(bytes.data() + ids[r] * table.row_bytes, expected.data(), columns);
       CHECK(memcmp(expected.data(), &found[r * columns], columns * sizeof(float)) == 0);
     }
-    cuda::embed(nullptr, table, nullptr, 1, true, found.data());
+    cuda::embed(nullptr, table, nullptr, 1, true, 1, found.data());
     type->decode(bytes.data(), expected.data(), columns);
     std::vector<float> first(columns);
     type->decode(bytes.data() + 6 * table.row_bytes, first.data(), columns);

@@ -42,7 +42,9 @@ struct Mixture {
     layer.down = layer.up + s.experts;
     ContextShape c{};
     c.threads = threads;
-    c.slots = c.slot_length = c.layers = c.heads = c.kv_heads = c.head_dim = c.vocab = 1;
+    const KvShape kv{1, 1};
+    c.kv = &kv;
+    c.slots = c.slot_length = c.layers = c.heads = c.vocab = 1;
     c.rows = s.rows;
     c.width[static_cast<int>(Buffer::x)] = s.dim;
     c.max_k = std::max(s.dim, s.width);
@@ -127,8 +129,8 @@ struct Choice {
 Choice choose(const RouterRule& rule, const std::vector<float>& logits, const std::vector<float>& bias = {}) {
   Choice choice{std::vector<int32_t>(rule.used), std::vector<float>(rule.used)};
   std::vector<float> scratch(2 * logits.size());
-  route(rule, static_cast<int>(logits.size()), logits.data(), bias.empty() ? nullptr : bias.data(), scratch.data(),
-        choice.experts.data(), choice.weights.data());
+  route(rule, static_cast<int>(logits.size()), logits.data(), bias.empty() ? nullptr : bias.data(), nullptr,
+        scratch.data(), choice.experts.data(), choice.weights.data());
   return choice;
 }
 

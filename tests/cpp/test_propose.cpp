@@ -34,8 +34,9 @@ struct Engine {
     shape.threads = threads;
     shape.slots = 2;
     shape.slot_length = 64;
-    shape.layers = shape.heads = shape.kv_heads = 1;
-    shape.head_dim = dim;
+    shape.layers = shape.heads = 1;
+    kv = {1, dim};
+    shape.kv = &kv;
     shape.rows = rows;
     shape.width[static_cast<int>(Buffer::x)] = dim;
     shape.max_k = dim;
@@ -49,10 +50,12 @@ struct Engine {
     ops.release(weight);
     ops.close(device);
   }
+  OutputLayer output(const float* bias = nullptr) const { return {weight, bias, 0, nullptr, 1}; }
   const Ops& ops = cpu_ops();
   int dim, vocab;
   std::vector<float> values;
   Tensor head{};
+  KvShape kv{};
   ContextShape shape{};
   Device* device;
   Weight *weight, *table;
@@ -97,7 +100,7 @@ TEST(proposals_do_not_depend_on_threads_or_chunks) {
       Engine engine(kernels->name, threads, rows, dim, vocab);
       CHECK_EQ(engine.ops.threads(engine.context), threads);
       Call call(engine, rows, 2);
-      CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.weight, bias.data(), call.score.data(), rows), -1);
+      CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.output(bias.data()), call.score.data(), rows), -1);
       if (threads == 1) expected = call.results;
       CHECK(call.results == expected);
     }
@@ -107,7 +110,7 @@ TEST(proposals_do_not_depend_on_threads_or_chunks) {
     for (int r = 0; r < rows; ++r) {
       LinearInput input = call.input;
       input.pick += r;
-      CHECK_EQ(engine.ops.propose(engine.context, input, engine.weight, bias.data(), &call.score[r], 1), -1);
+      CHECK_EQ(engine.ops.propose(engine.context, input, engine.output(bias.data()), &call.score[r], 1), -1);
     }
     CHECK(call.results == expected);
   }
@@ -120,9 +123,9 @@ TEST(logits_match_double_arithmetic_and_the_proposals) {
     Call call(engine, rows, 6);
     const auto bias = random_floats(vocab, 4);
     std::vector<float> logits(static_cast<size_t>(rows) * vocab + 1, 77);
-    CHECK_EQ(engine.ops.logits(engine.context, call.input, rows, engine.weight, bias.data(), logits.data()), -1);
+    CHECK_EQ(engine.ops.logits(engine.context, call.input, rows, engine.output(bias.data()), logits.data()), -1);
     CHECK_EQ(logits.back(), 77.0f);
-    CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.weight, bias.data(), call.score.data(), rows), -1);
+    CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.output(bias.data()), call.score.data(), rows), -1);
     for (int r = 0; r < rows; ++r) {
       const float* x = &call.x[static_cast<size_t>(call.pick[r]) * dim];
       double square = 0;
@@ -149,7 +152,7 @@ TEST(guided_rows_are_scored_with_their_companions) {
       Engine engine(kernels->name, 2, context_rows, dim, vocab);
       Call call(engine, rows, 6);
       std::vector<float> plain(static_cast<size_t>(rows) * vocab), raw(plain.size());
-      engine.ops.logits(engine.context, call.input, rows, engine.weight, bias.data(), plain.data());
+      engine.ops.logits(engine.context, call.input, rows, engine.output(bias.data()), plain.data());
       std::vector<bool> companion(rows);
       for (int r = 0; r < rows; ++r) {
         if (r > 0 && call.sampling[r - 1].guidance != 0) {
@@ -160,7 +163,7 @@ TEST(guided_rows_are_scored_with_their_companions) {
         }
         call.score[r].logits = &raw[static_cast<size_t>(r) * vocab];
       }
-      CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.weight, bias.data(), call.score.data(), rows), -1);
+      CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.output(bias.data()), call.score.data(), rows), -1);
       CHECK(raw == plain);
       for (int r = 0; r < rows; ++r) {
         if (companion[r]) continue;
@@ -182,9 +185,9 @@ TEST(the_first_damaged_row_is_named) {
   Engine engine(nullptr, 3, 90, 32, 300);
   Call call(engine, 90, 1);
   for (int r : {71, 40, 88}) call.x[static_cast<size_t>(call.pick[r]) * 32 + 5] = NAN;
-  CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.weight, nullptr, call.score.data(), 90), 40);
+  CHECK_EQ(engine.ops.propose(engine.context, call.input, engine.output(), call.score.data(), 90), 40);
   std::vector<float> logits(90 * 300);
-  CHECK_EQ(engine.ops.logits(engine.context, call.input, 90, engine.weight, nullptr, logits.data()), 40);
+  CHECK_EQ(engine.ops.logits(engine.context, call.input, 90, engine.output(), logits.data()), 40);
 }
 
 TEST(embedding_looks_rows_up) {
@@ -192,9 +195,9 @@ TEST(embedding_looks_rows_up) {
   std::vector<int32_t> ids;
   for (int i = 0; i < 40; ++i) ids.push_back(i * 37 % 300);
   std::vector<float> out(40 * 32);
-  engine.ops.embed(engine.context, engine.table, ids.data(), 40, false, out.data());
+  engine.ops.embed(engine.context, engine.table, ids.data(), 40, false, 1, out.data());
   for (int i = 0; i < 40 * 32; ++i) CHECK_EQ(out[i], engine.values[ids[i / 32] * 32 + i % 32]);
-  engine.ops.embed(engine.context, engine.table, ids.data(), 40, true, out.data());
+  engine.ops.embed(engine.context, engine.table, ids.data(), 40, true, 1, out.data());
   for (int i = 0; i < 40 * 32; ++i) CHECK_EQ(out[i], 2 * engine.values[ids[i / 32] * 32 + i % 32]);
   CHECK_EQ(engine.ops.weight_bytes(engine.table), 0u);
   CHECK(engine.ops.weight_bytes(engine.weight) >= engine.values.size() * sizeof(float));
@@ -212,9 +215,12 @@ TEST(devices_and_contexts) {
   larger.slot_length *= 2;
   const size_t state = size_t{2} * 64 * 32 * 2 * sizeof(float);  // slots, positions, head_dim, keys and values
   CHECK(ops.plan(engine.device, larger) >= ops.plan(engine.device, engine.shape) + state);
-  larger.slots = larger.slot_length = larger.layers = larger.kv_heads = larger.heads = 1 << 30;
+  KvShape wide{1 << 30, 32};
+  larger.kv = &wide;
+  larger.slots = larger.slot_length = larger.heads = 1 << 30;
   CHECK_THROWS(ops.plan(engine.device, larger), "fewer slots");
-  larger.slots = larger.layers = larger.kv_heads = larger.heads = 1 << 7;
+  wide.kv_heads = 1 << 14;
+  larger.slots = larger.heads = 1 << 7;
   CHECK_THROWS(ops.create(engine.device, larger), "ask for fewer");
 }
 
@@ -232,13 +238,13 @@ TEST(a_step_allocates_nothing) {
   const LinearOutput output{engine.weight, nullptr, logits.data(), 3000, false};
   const int64_t before = allocations;
   const Ops& ops = engine.ops;
-  ops.embed(engine.context, engine.table, ids.data(), rows, false, out.data());
+  ops.embed(engine.context, engine.table, ids.data(), rows, false, 1, out.data());
   ops.linear(engine.context, call.input, rows, &output, 1);
-  const AttentionLayer layer{0, Norm{}, Norm{}, {Rope::half, dim, frequencies.data(), 0, 1, 0, 1}, 0.2f};
+  const AttentionLayer layer{0, Norm{}, Norm{}, Norm{}, {Rope::half, dim, frequencies.data(), 0, 1, 0, 1}, 0.2f};
   ops.store_kv(engine.context, layer, qkv.data(), 3 * dim, info.data(), rows);
   ops.attention(engine.context, layer, qkv.data(), 3 * dim, info.data(), rows, out.data());
   ops.apply(engine.context, call.input, rows, true, out.data());
-  CHECK_EQ(ops.propose(engine.context, call.input, engine.weight, nullptr, call.score.data(), rows), -1);
-  ops.logits(engine.context, call.input, rows, engine.weight, nullptr, logits.data());
+  CHECK_EQ(ops.propose(engine.context, call.input, engine.output(), call.score.data(), rows), -1);
+  ops.logits(engine.context, call.input, rows, engine.output(), logits.data());
   CHECK_EQ(allocations - before, 0);
 }

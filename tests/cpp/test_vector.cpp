@@ -269,6 +269,44 @@ TEST(logit_statistics_match_double_arithmetic) {
   });
 }
 
+TEST(caps_are_bounded_and_precise) {
+  for_each_row([](const char*, const VectorKernels& k) {
+    for (int n : {1, 7, 16, 301}) {
+      std::vector<float> x(n);
+      for (int i = 0; i < n; ++i) x[i] = static_cast<float>((i - n / 2) * 1.37 + 1e-4);
+      std::vector<float> y = x;
+      k.cap(y.data(), n, 30);
+      for (int i = 0; i < n; ++i) {
+        const double expected = 30 * std::tanh(double{x[i]} / 30);
+        CHECK(std::fabs(y[i] - expected) <= 4e-7 * std::fabs(expected));
+      }
+    }
+    std::vector<float> wrong = {INFINITY, -INFINITY, NAN, 1e30f};
+    k.cap(wrong.data(), 4, 30);
+    CHECK(std::isnan(wrong[0]) && std::isnan(wrong[1]) && std::isnan(wrong[2]));
+    CHECK_EQ(wrong[3], 30.0f);
+  });
+}
+
+TEST(mixtures_of_vectors_do_not_depend_on_the_rows_beside_them) {
+  constexpr int kRows = 13, kWidth = 48, kCount = 100;
+  for_each_row([&](const char*, const VectorKernels& k) {
+    const auto p = random_floats(kRows * kMixed, 3), v = random_floats(kCount * kWidth, 4);
+    std::vector<float> together(kRows * kWidth, 0.5f);
+    k.mix(p.data(), kRows, v.data(), kWidth, kCount, together.data());
+    for (int r = 0; r < kRows; ++r) {
+      std::vector<float> alone(kWidth, 0.5f);
+      k.mix(&p[r * kMixed], 1, v.data(), kWidth, kCount, alone.data());
+      for (int c = 0; c < kWidth; ++c) {
+        double expected = 0.5;
+        for (int i = 0; i < kCount; ++i) expected += double{p[r * kMixed + i]} * v[i * kWidth + c];
+        CHECK_EQ(alone[c], together[r * kWidth + c]);
+        CHECK(std::fabs(alone[c] - expected) <= 1e-4);
+      }
+    }
+  });
+}
+
 TEST(values_that_are_not_finite_are_seen) {
   for_each_row([](const char*, const VectorKernels& k) {
     for (float bad : {NAN, INFINITY, -INFINITY, -NAN}) {
