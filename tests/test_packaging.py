@@ -23,6 +23,10 @@ from tiny_gguf import write_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "csrc" / "examples" / "embed.c"
+PLUGINS = [  # and what doctor says with each: the real one finds a GPU or says why not
+    (ROOT / "build" / "dev" / "liblocaldiff_cuda_emulated.so", "cuda: plug-in .*/localdiff_cuda13/liblocaldiff"),
+    (ROOT / "localdiff" / "lib" / "liblocaldiff_cuda.so", "cuda: plug-in .*/localdiff_cuda13/|cpu: no NVIDIA GPU"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +252,40 @@ def expected(model: Path) -> list[int]:
             tokens[masked[best]] = proposal.token[best]
             masked = np.delete(masked, best)
     return [int(token) for token in tokens[3:]]
+
+
+@pytest.mark.parametrize(("plugin", "answer"), PLUGINS)
+def test_the_gpu_wheel_is_found_beside_the_other(clean: Path, tmp_path: Path, plugin: Path, answer: str) -> None:
+    """The wheel localdiff-cuda13 around a plug-in that is built: that of the emulator works without a GPU."""
+    if not plugin.is_file():
+        pytest.skip(f"{plugin.relative_to(ROOT)} is not built (tools/dev build, tools/dev cuda)")
+    package = tmp_path / "tree" / "csrc" / "cuda" / "package"
+    shutil.copytree(ROOT / "csrc" / "cuda" / "package", package)
+    for name in ("LICENSE", "localdiff/__init__.py"):
+        (tmp_path / "tree" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "tree" / name)
+    define = f"--config-settings=cmake.define.LD_CUDA_PLUGIN={plugin}"
+    pip = [sys.executable, "-m", "pip"]
+    done = subprocess.run(
+        [*pip, "wheel", package, define, "--no-deps", "--no-build-isolation", "-w", tmp_path, "-q"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("localdiff_cuda13-*-py3-none-*.whl")
+    with zipfile.ZipFile(path) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
+    assert names == {f"localdiff_cuda13/{name}" for name in ("__init__.py", "LICENSE", "liblocaldiff_cuda.so")}
+    version = run_clean(clean, "--version", cwd=tmp_path).stdout.split()[-1]
+    assert f"Requires-Dist: localdiff=={version}\n" in metadata
+
+    def device() -> str:
+        return re.search(r"^device +(.+)$", run_clean(clean, "doctor", cwd=tmp_path).stdout, re.MULTILINE)[1]
+
+    there = [*pip, "--python", clean / "python"]
+    assert device() == "cpu: the GPU plug-in is not installed (pip install localdiff-cuda13)"
+    subprocess.run([*there, "install", "--no-deps", "--no-index", "-q", path], check=True)
+    try:
+        assert re.match(answer, device())
+    finally:
+        subprocess.run([*there, "uninstall", "-y", "-q", "localdiff-cuda13"], check=True)
