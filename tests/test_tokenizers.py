@@ -367,6 +367,32 @@ def test_byte_fallback_of_unigram_pieces() -> None:
     assert subject.encode("a")[0] == 260
 
 
+def test_pieces_of_characters_that_fall_back_to_bytes_as_gemma_has_them() -> None:
+    learnt = Backend(models.BPE())
+    learnt.normalizer = normalizers.Replace(" ", "\u2581")
+    learnt.train_from_iterator(["the cat sat on the mat, and the hat  sat by the cat.\n"] * 3)
+    model = json.loads(learnt.to_str())["model"]
+    texts = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    texts += [piece for piece, _ in sorted(model["vocab"].items(), key=lambda entry: entry[1])]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    vocab = {text: index for index, text in enumerate(texts)}
+    original = Backend(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    original.normalizer = normalizers.Replace(" ", "\u2581")
+    original.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    original.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    original.add_special_tokens(texts[:3] + texts[4:6])
+    arrays = {
+        T + "model": "gemma4", T + "tokens": texts, T + "merges": [" ".join(pair) for pair in merges],
+        T + "token_type": [3, 3, 3, 2, 3, 3] + [6] * 256 + [1] * len(model["vocab"]), T + "add_bos_token": False,
+    }  # fmt: skip
+    described, _ = vocabulary_metadata(TokenizerFiles(original.to_str()), {}, len(texts))
+    ours = {key: value for key, value in described.items() if key != "tokenizer.huggingface.json"}
+    for subject in (Tokenizer.from_gguf(arrays), Tokenizer.from_gguf(ours | {T + "add_bos_token": False})):
+        for text in ["the cat", "  the mat\n\nsat", "é 你好 the", "thecatsat", " ", "", "catnip, 12"]:
+            assert subject.encode(text) == original.encode(text, add_special_tokens=False).ids, text
+            assert subject.decode(subject.encode(text)).strip() == text.strip()
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -1,8 +1,9 @@
 """Reading a vocabulary out of the arrays `tokenizer.ggml.*`, the only description that other people's files have.
 
-Four kinds, named as llama.cpp names them: gpt2 (byte-level BPE), llama (SentencePiece BPE), bert (WordPiece) and t5
-(Unigram with a character map). The last two are rebuilt as the tokenizer.json that such a model has, and read by
-huggingface.py. What the arrays leave to convention is decided here: lower case, the unknown token, composed characters.
+Five kinds, named as llama.cpp names them: gpt2 (byte-level BPE), llama (SentencePiece BPE), gemma4 (BPE of characters,
+with bytes for what it lacks), bert (WordPiece) and t5 (Unigram with a character map). The last three are rebuilt as the
+tokenizer.json that such a model has, and read by huggingface.py. What the arrays leave to convention is decided here:
+lower case, the unknown token, composed characters.
 Everything comes from a file and is checked before use. Not here: control tokens in templates, decoding.
 """
 
@@ -38,8 +39,9 @@ def from_ggml(metadata: Mapping[str, Any]) -> Vocabulary:
     if kind not in _KINDS:
         found = "has no tokenizer.ggml.model" if kind is None else f"has a tokenizer of kind {kind!r}"
         raise ModelFileError(
-            f"the file {found}, expected 'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE), 'bert' (WordPiece), "
-            "'t5' (Unigram) or a tokenizer.huggingface.json; convert the model again with localdiff convert"
+            f"the file {found}, expected 'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE), 'gemma4' (BPE with "
+            "bytes), 'bert' (WordPiece), 't5' (Unigram) or a tokenizer.huggingface.json; convert the model again with "
+            "localdiff convert"
         )
     texts: list[str] = array(metadata, "tokenizer.ggml.tokens", str)
     if not texts:
@@ -72,13 +74,7 @@ def _byte_level(metadata: Mapping[str, Any], texts: list[str], types: list[int])
     if metadata.get("tokenizer.ggml.add_space_prefix", False) is True:
         raise ModelFileError("tokenizer.ggml.add_space_prefix is true, expected false with byte-level BPE")
     vocab = {text: token for token, text in enumerate(texts) if types[token] not in (CONTROL, UNKNOWN)}
-    merges: list[tuple[str, str]] = []
-    for merge in dict.fromkeys(array(metadata, "tokenizer.ggml.merges", str)):
-        left, _, right = merge.partition(" ")
-        if not left or not right or " " in right:
-            raise ModelFileError(f"tokenizer.ggml.merges holds {merge!r}, expected two tokens with a space between")
-        if left + right in vocab and left in vocab and right in vocab:
-            merges.append((left, right))
+    merges = _merges(metadata, vocab)
     model = guarded(
         "tokenizer.ggml.merges", lambda: tokenizers.models.BPE(vocab, merges, ignore_merges=row.ignore_merges)
     )
@@ -95,6 +91,38 @@ def _byte_level(metadata: Mapping[str, Any], texts: list[str], types: list[int])
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     return Vocabulary(texts, types, "bytes", row.add_bos, space_prefix=False, split_added=True, encode=encode)
+
+
+def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    """In order of rank, those whose parts and result are tokens."""
+    merges: list[tuple[str, str]] = []
+    for merge in dict.fromkeys(array(metadata, "tokenizer.ggml.merges", str)):
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            raise ModelFileError(f"tokenizer.ggml.merges holds {merge!r}, expected two tokens with a space between")
+        if left + right in vocab and left in vocab and right in vocab:
+            merges.append((left, right))
+    return merges
+
+
+def _characters(metadata: Mapping[str, Any], texts: list[str], types: list[int]) -> Vocabulary:
+    vocab = {text: token for token, text in enumerate(texts)}
+    model = {
+        "type": "BPE",
+        "vocab": vocab,
+        "merges": _merges(metadata, vocab),
+        "unk_token": texts[_unknown(metadata, texts, types, "<unk>")],
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", False) is True
+    steps = [{"type": "Prepend", "prepend": SPACE}, space] if prefix else [space]
+    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    decoder = {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    spec = _spec(model, {"type": "Sequence", "normalizers": steps}, None, decoder, texts, types)
+    found = huggingface.from_spec("tokenizer.ggml.tokens", spec, len(texts))
+    return dataclasses.replace(found, add_bos=True)
 
 
 def _sentencepiece(metadata: Mapping[str, Any], texts: list[str], types: list[int]) -> Vocabulary:
@@ -178,7 +206,9 @@ def _unigram(metadata: Mapping[str, Any], texts: list[str], types: list[int]) ->
     return huggingface.from_spec("tokenizer.ggml.tokens", spec, len(texts), unused)
 
 
-_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "bert": _word_piece, "t5": _unigram}
+_KINDS = {
+    "gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _characters, "bert": _word_piece, "t5": _unigram
+}  # fmt: skip
 
 
 def _spec(
