@@ -29,7 +29,8 @@ LONG_ARRAY = 16  # longer arrays are shown by their length
 _TOKENIZERS = {
     "gpt2": "byte-level BPE", "llama": "SentencePiece BPE", "bert": "WordPiece", "t5": "Unigram"
 }  # fmt: skip
-_NONE = {"block_length": "none", "canvas_max": "the context length"}  # what 0 means
+# what 0 means
+_NONE = {"block_length": "none", "canvas_max": "the context length", "canvas_length": "all that is asked for"}
 
 
 @click.command(short_help="show what a GGUF file holds")
