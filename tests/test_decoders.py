@@ -235,6 +235,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("wedlm", {"logit_shift": True}, {}, "no row can predict the next position"),
     ("dream", {"process": "uniform"}, {}, "for process=uniform choose entropy-bound"),
     ("entropy-bound", {"process": "absorbing"}, {}, "do not go together"),
+    ("entropy-bound", {"process": "uniform"}, {"report_drift": True}, "so there is no drift to report"),
     ("dream", {}, {"order": "random", "order_temperature": 0.5}, "no effect on the order random"),
     ("rnd1", {}, {"steps": 4, "entropy_bound": 0.1}, "steps and entropy_bound both say"),
     ("sdar", {}, {"order": "static", "threshold": 0.5}, "threshold counts only for the order dynamic"),

@@ -87,6 +87,11 @@ REFUSALS = (
         "round, but the decoder is {decoder}; for process=uniform choose entropy-bound, else another one",
     ),
     Refusal(
+        lambda it: it.settings.report_drift and "noise" in it.traits,
+        "the decoder {decoder} goes with caches that change nothing, so there is no drift to report; leave "
+        "report_drift out",
+    ),
+    Refusal(
         lambda it: it.settings.constraint is not None and it.settings.edit_threshold is not None,
         "the decoder {decoder} replaces tokens one by one, so that a text that matches {constraint} would break; "
         "choose llada2, which does not",
