@@ -18,7 +18,7 @@ import numpy as np
 
 from .cache.table import make_cache
 from .canvas import Canvas, Hole, Int32
-from .constrain import Asked, asked_for, constraint_for
+from .constrain import Asked, asked_for, constraint_for, hole_lengths
 from .decode.controls import Controls
 from .decode.decoder import Facts
 from .decode.loop import Job, longer
@@ -27,7 +27,7 @@ from .decode.table import CONTROLS, DECODERS, decoder_name, make_decoder, settin
 from .engine import Float32, Proposal, Request
 from .errors import OptionError
 from .heal import Reach, heal
-from .infill import Part, choose_lengths
+from .infill import LENGTHS, Part, choose_lengths
 from .options import GenerateOptions
 from .page import Gap, Page
 from .spec import DiffusionSpec
@@ -190,7 +190,14 @@ class Composer:
         beam = options.length_beam or 1
         if beam > 1 and all(piece.length for piece in pieces if isinstance(piece, Hole)):
             raise OptionError("length_beam tries several lengths, but no hole has an open length; leave it out")
-        chosen = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look, beam)
+        hole = None if wanted is None else self._only_hole(parts, wanted)
+        lengths: Sequence[int] = LENGTHS
+        if wanted is not None and hole is not None and any(Hole() == piece for piece in pieces):
+            room = self.canvas_limit - sum(len(piece) for piece in pieces if not isinstance(piece, Hole))
+            unwanted = np.array(sorted(never), np.int32)
+            possible = hole_lengths(wanted, self.tokenizer, self.vocab, unwanted, hole[1], max(1, room))
+            lengths = [each for each in LENGTHS if each in possible] or possible[: len(LENGTHS)]
+        chosen = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look, beam, lengths)
         seconds = time.perf_counter() - started if passes else 0.0
         options, wished, drafts = _seeded(options), _wished(options), []
         for each in chosen:
@@ -198,18 +205,21 @@ class Composer:
             canvas = Canvas.of(each, self.spec.mask_token)
             jobs = self._jobs(canvas, options, len(canvas), (), began)
             places = tuple(_places(parts, each, reaches))
-            if wanted is not None:
-                holes = [(index, place) for index, place in enumerate(places) if not isinstance(place, str)]
-                if len(holes) > 1:
-                    raise OptionError(
-                        f"the text has {len(holes)} holes, but {wanted.what} is about one; leave one hole open"
-                    )
-                ((index, gap),) = holes
-                swallows = str(parts[index - 1]).endswith(" ") if index else self.tokenizer.space_prefix
-                jobs = [self._constrained(job, wanted, (gap.start, gap.end), swallows) for job in jobs]
+            if wanted is not None and hole is not None:
+                gap = places[hole[0]]
+                assert not isinstance(gap, str)
+                jobs = [self._constrained(job, wanted, (gap.start, gap.end), hole[1]) for job in jobs]
             common = (start, False, None, places, passes, seconds)
             drafts.append([Page(self.tokenizer, job, *common, wished=wished) for job in jobs])
         return _side_by_side(drafts)
+
+    def _only_hole(self, parts: Sequence[str | Hole], wanted: Asked) -> tuple[int, bool]:
+        """Where the hole is whose text has to match, and whether a space at its beginning is taken away."""
+        holes = [index for index, part in enumerate(parts) if isinstance(part, Hole)]
+        if len(holes) > 1:
+            raise OptionError(f"the text has {len(holes)} holes, but {wanted.what} is about one; leave one hole open")
+        (index,) = holes
+        return index, str(parts[index - 1]).endswith(" ") if index else self.tokenizer.space_prefix
 
     def _check_size(self, pieces: Sequence[Part]) -> None:
         """Raise OptionError unless the text fits the canvas; an open hole counts as one token."""

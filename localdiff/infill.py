@@ -52,16 +52,18 @@ def choose_lengths(
     limit: int,
     look: Callable[[list[tuple[Canvas, range]]], list[Float32]],
     beam: int = 1,
+    lengths: Sequence[int] = LENGTHS,
 ) -> list[list[Part]]:
     """The parts with every open hole given a length, the likeliest first; all stay within `limit` positions.
 
-    look   gives the logits float32 [n, vocab] of the positions of a range for each (canvas, range)
-    beam   how many different choices there are at most
+    look      gives the logits float32 [n, vocab] of the positions of a range for each (canvas, range)
+    beam      how many different choices there are at most
+    lengths   what an open hole may become, ascending
     """
     kept: list[tuple[float, list[Part]]] = [(0.0, list(parts))]
     for index, part in enumerate(parts):
         if isinstance(part, Hole) and part.length is None:
-            tried = [(so_far, _with(chosen, index, length)) for so_far, chosen in kept for length in LENGTHS]
+            tried = [(so_far, _with(chosen, index, length)) for so_far, chosen in kept for length in lengths]
             fitting = [each for each in tried if _size(provisional(each[1])) <= limit] or tried[:1]
             following = _following(parts, index)
             answers = look([_question(chosen, index, len(following), mask_token) for _, chosen in fitting])

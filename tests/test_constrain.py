@@ -387,6 +387,19 @@ def test_a_hole_is_filled_to_its_last_token() -> None:
     assert fits(noisy(spaces_vocabulary()).infill([Hole(4), "x"], regex=" *[ab]+", seed=1).holes[0], " *[ab]+")
 
 
+def test_an_open_hole_becomes_as_long_as_a_text_can_be() -> None:
+    model = noisy(bytes_vocabulary())
+    for seed in range(4):
+        for pattern, lengths in (("123", {3}), ("(12){1,3}", {2, 4}), (r"\d{5,7}", {5, 6, 7})):
+            out = model.infill(["Id:", Hole(), ", ok"], regex=pattern, seed=seed)
+            assert fits(out.holes[0], pattern)
+            assert len(out.tokens) in lengths
+    with pytest.raises(OptionError, match="no text of 1 to .* tokens matches the regex"):
+        model.infill(["x", Hole(), "y"], regex="a{900}")
+    with pytest.raises(OptionError, match="only those can fill a hole"):
+        model.infill(["x", Hole(), "y"], grammar="start: /a/")
+
+
 def test_what_a_hole_cannot_be_is_refused() -> None:
     model = noisy(bytes_vocabulary())
     with pytest.raises(OptionError, match="no text of exactly 7 tokens matches"):

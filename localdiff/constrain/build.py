@@ -125,9 +125,7 @@ def constraint_for(
         found: Regular | Matching = Regular(words.table(asked, swallows), words.encode, *place)
     except Unsupported as reason:
         if not stop_tokens:
-            raise OptionError(
-                f"{asked.what} is no small finite automaton ({reason}), and only those can fill a hole; simplify it"
-            ) from None
+            raise _unfit_for_holes(asked, reason) from None
         matcher = words.matcher(asked)
         if unfit is not None:
             raise OptionError(
@@ -136,6 +134,26 @@ def constraint_for(
         found = Matching(matcher, words.choices, stop_tokens, *place, swallows)
     found.check(asked.what)
     return found
+
+
+def hole_lengths(
+    asked: Asked, tokenizer: Tokenizer, vocab: int, forbidden: Int32, swallows: bool, most: int
+) -> list[int]:
+    """How many tokens a text in a hole may have, ascending up to `most`; other arguments as for constraint_for."""
+    try:
+        found = _words(tokenizer, vocab, forbidden, ()).table(asked, swallows)
+    except Unsupported as reason:
+        raise _unfit_for_holes(asked, reason) from None
+    lengths = [length for length in range(1, most + 1) if found.possible(length)[0]]
+    if not lengths:
+        raise OptionError(f"no text of 1 to {most} tokens matches {asked.what}; change it or give the hole more room")
+    return lengths
+
+
+def _unfit_for_holes(asked: Asked, reason: Unsupported) -> OptionError:
+    return OptionError(
+        f"{asked.what} is no small finite automaton ({reason}), and only those can fill a hole; simplify it"
+    )
 
 
 class _Words:
