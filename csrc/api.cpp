@@ -141,6 +141,16 @@ const ld::Tensor& tensor_at(const ld_gguf* file, uint64_t index) {
   return tensors[index];
 }
 
+using OpenDevice = std::unique_ptr<ld::Device, void (*)(ld::Device*)>;
+
+void measure_peak(const ld::Ops& ops, const ld::DeviceOptions& options, double seconds, ld_peak* out) {
+  require(seconds >= 0 && seconds <= 3600, "seconds must be 0 to 3600");
+  const OpenDevice device(ops.open(options), ops.close);
+  const ld::Peak peak = ops.measure_peak(device.get(), seconds > 0 ? seconds : 0.3);
+  write_struct<ld_peak>("ld_peak",
+                        {0, peak.threads, peak.int8_gops, peak.f32_gflops, peak.memory_gbps, peak.bf16_gflops}, out);
+}
+
 }  // namespace
 
 extern "C" {
@@ -171,6 +181,18 @@ ld_status ld_device_load(const char* path) {
   return guard([&] {
     require(path != nullptr, "path is NULL");
     ld::ops_of(path);
+  });
+}
+
+ld_status ld_device_memory(const char* path, uint64_t* free, uint64_t* total) {
+  return guard([&] {
+    require(path != nullptr && free != nullptr && total != nullptr, "path or a result pointer is NULL");
+    const ld::Ops& ops = ld::ops_of(path);
+    const OpenDevice device(ops.open({nullptr, 0, true}), ops.close);
+    size_t left, all;
+    ops.memory(device.get(), &left, &all);
+    *free = left;
+    *total = all;
   });
 }
 
@@ -273,9 +295,9 @@ ld_status ld_model_open(const ld_gguf* file, const ld_model_options* options, ld
       require(o.adapters[i] != nullptr, "an adapter is NULL");
       adapters.push_back({o.adapters[i]->file.get(), o.adapter_scales == nullptr ? 1.0f : o.adapter_scales[i]});
     }
-    const ld::DeviceOptions device{o.isa, o.threads, o.plan != 0};
+    const ld::ModelOptions options_of{{o.isa, o.threads, o.plan != 0}, o.gpu_layers};
     auto model = std::make_unique<ld_model>();
-    model->model = std::make_unique<ld::Model>(*file->file, ld::ops_of(o.device), device, adapters);
+    model->model = std::make_unique<ld::Model>(*file->file, ld::ops_of(o.device), options_of, adapters);
     *out = model.release();
   });
 }
@@ -289,8 +311,8 @@ ld_status ld_model_get_info(const ld_model* model, ld_model_info* out) {
     const ld::ModelConfig& c = m.config();
     write_struct<ld_model_info>("ld_model_info",
                                 {0, c.vocab, c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim,
-                                 c.context_length, m.parameters(), m.weight_bytes(), c.arch.c_str(),
-                                 m.ops().isa(m.device()), m.skipped().c_str(), c.lengths, m.feedback().ffn.width > 0},
+                                 c.context_length, m.parameters(), m.weight_bytes(), c.arch.c_str(), m.isa().c_str(),
+                                 m.skipped().c_str(), c.lengths, m.feedback().ffn.width > 0, m.gpu_layers()},
                                 out);
   });
 }
@@ -299,8 +321,15 @@ ld_status ld_model_get_memory(const ld_model* model, ld_model_memory* out) {
   return guard([&] {
     require(model != nullptr, "model is NULL");
     const ld::Model& m = *model->model;
-    const ld::Footprint f = m.ops().footprint(m.device());
-    write_struct<ld_model_memory>("ld_model_memory", {0, 0, f.weights, f.tables, f.packing}, out);
+    ld_model_memory memory{};
+    for (const ld::Part& part : m.parts()) {
+      const ld::Footprint f = part.ops->footprint(part.device);
+      if (part.ops == &ld::cpu_ops())
+        memory = {0, 0, f.weights, f.tables, f.packing, 0};
+      else
+        memory.device_weights = f.weights;
+    }
+    write_struct("ld_model_memory", memory, out);
   });
 }
 
@@ -309,6 +338,14 @@ ld_status ld_session_plan(const ld_model* model, const ld_session_options* optio
     require(model != nullptr && bytes != nullptr, "model or the result pointer is NULL");
     const ld_session_options o = read_struct("ld_session_options", options);
     *bytes = ld::Session::plan(*model->model, ld::Session::resolve(*model->model, o));
+  });
+}
+
+ld_status ld_session_plan_device(const ld_model* model, const ld_session_options* options, uint64_t* bytes) {
+  return guard([&] {
+    require(model != nullptr && bytes != nullptr, "model or the result pointer is NULL");
+    const ld_session_options o = read_struct("ld_session_options", options);
+    *bytes = ld::Session::plan_device(*model->model, ld::Session::resolve(*model->model, o));
   });
 }
 
@@ -424,11 +461,14 @@ ld_status ld_session_load(ld_session* session, int32_t slot, const void* data, u
 ld_status ld_measure_peak(const char* isa, int32_t threads, double seconds, ld_peak* out) {
   return guard([&] {
     require(threads >= 0 && threads <= 1024, "threads must be 0 to 1024");
-    require(seconds >= 0 && seconds <= 3600, "seconds must be 0 to 3600");
-    const ld::Ops& ops = ld::cpu_ops();
-    const std::unique_ptr<ld::Device, void (*)(ld::Device*)> device(ops.open({isa, threads}), ops.close);
-    const ld::Peak peak = ops.measure_peak(device.get(), seconds > 0 ? seconds : 0.3);
-    write_struct<ld_peak>("ld_peak", {0, peak.threads, peak.int8_gops, peak.f32_gflops, peak.memory_gbps}, out);
+    measure_peak(ld::cpu_ops(), {isa, threads}, seconds, out);
+  });
+}
+
+ld_status ld_measure_device_peak(const char* path, double seconds, ld_peak* out) {
+  return guard([&] {
+    require(path != nullptr, "path is NULL");
+    measure_peak(ld::ops_of(path), {nullptr, 0}, seconds, out);
   });
 }
 

@@ -74,6 +74,7 @@ void Loader::run() {
 void Loader::declare() {
   Model& m = model_;
   const ModelConfig& c = m.config_;
+  part_ = &m.parts_.front();
   m.token_embedding_ = table("token_embd.weight", c.vocab);
   if (c.learned_positions) m.position_embedding_ = table("position_embd.weight", c.context_length);
   if (c.token_types) {
@@ -83,12 +84,15 @@ void Loader::declare() {
   if (c.embedding_norm) m.embedding_norm_ = norm("token_embd_norm");
   if (c.canvas_norm) m.canvas_norm_ = plain_norm(c.dim);
   if (c.canvas_norm && file_.tensor("self_cond_pre_norm.weight") != nullptr) feedback();
-  const RopeParams everywhere = rope(0, c.rope, "rope_freqs.weight");
-  const RopeParams windowed = c.window > 0 ? rope(1, c.local_rope, nullptr) : everywhere;
   m.layers_.clear();
-  for (int i = 0; i < c.layers; i++) {
-    m.layers_.push_back(layer(i));
-    m.layers_.back().attention.rope = m.layers_.back().windowed ? windowed : everywhere;
+  for (const Part& part : m.parts_) {
+    part_ = &part;
+    const RopeParams everywhere = rope(0, c.rope, "rope_freqs.weight");
+    const RopeParams windowed = c.window > 0 ? rope(1, c.local_rope, nullptr) : everywhere;
+    for (int i = part.first; i < part.last; i++) {
+      m.layers_.push_back(layer(i));
+      m.layers_.back().attention.rope = m.layers_.back().windowed ? windowed : everywhere;
+    }
   }
   head();
   if (const Tensor* classes = file_.tensor("length_head.classes.weight")) m.length_head_ = length_head(*classes);
@@ -284,8 +288,8 @@ const Tensor* Loader::require(const std::string& name) {
 }
 
 const Weight* Loader::pack(const Tensor& tensor, Use use) {
-  model_.weights_.push_back(nullptr);  // room first, so that a packed weight is never lost
-  return model_.weights_.back() = model_.ops_.pack(model_.device_, tensor, use);
+  model_.weights_.push_back({part_->ops, nullptr});  // room first, so that a packed weight is never lost
+  return model_.weights_.back().weight = part_->ops->pack(part_->device, tensor, use);
 }
 
 const Weight* Loader::matrix(const std::string& name, int rows, int columns, Use use) {
@@ -372,9 +376,9 @@ float Loader::number(const std::string& name) {
 }
 
 const float* Loader::upload(const std::vector<float>& values) {
-  model_.vectors_.push_back(nullptr);
+  model_.vectors_.push_back({part_->ops, nullptr});
   model_.vector_bytes_ += values.size() * sizeof(float);
-  return model_.vectors_.back() = model_.ops_.upload(model_.device_, values.data(), values.size());
+  return model_.vectors_.back().vector = part_->ops->upload(part_->device, values.data(), values.size());
 }
 
 Linear Loader::linear(const std::string& name, int n, int k) {

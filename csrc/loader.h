@@ -54,6 +54,7 @@ class Loader {
   void sort_unused();
 
   Model& model_;
+  const Part* part_ = nullptr;  // that the next tensors go to
   const Gguf& file_;
   Adapters adapters_;
   bool declaring_ = true;

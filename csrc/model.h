@@ -82,6 +82,19 @@ struct LengthHead {
   Linear classes;  // n = 0 where the model has none
 };
 
+// Consecutive layers and the device that holds and computes them. The first part of a model looks its tokens up, the last
+// one has its head; where there are two, the first is the processor's.
+struct Part {
+  const Ops* ops;
+  Device* device;
+  int first, last;  // layers [first, last)
+};
+
+struct ModelOptions {
+  DeviceOptions device{};
+  int gpu_layers = 0;  // see placement.h
+};
+
 // A tensor of the file that inputs are multiplied with: one matrix, or one per expert.
 struct Multiplied {
   std::string name;
@@ -92,14 +105,17 @@ struct Multiplied {
 class Model {
  public:
   // `file` must outlive the model: embeddings are looked up in its bytes. The adapters are copied.
-  Model(const Gguf& file, const Ops& ops, const DeviceOptions& options, std::span<const Adapter> adapters = {});
+  Model(const Gguf& file, const Ops& ops, const ModelOptions& options, std::span<const Adapter> adapters = {});
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   const ModelConfig& config() const { return config_; }
-  const Ops& ops() const { return ops_; }
-  Device* device() const { return device_; }
+  const std::vector<Part>& parts() const { return parts_; }
+  const Ops& ops() const { return *parts_.back().ops; }  // of the head
+  Device* device() const { return parts_.back().device; }
+  const std::string& isa() const { return isa_; }  // kernel rows, that of the head first
+  int gpu_layers() const;
   const Weight* token_embedding() const { return token_embedding_; }
   const Weight* position_embedding() const { return position_embedding_; }  // null without learned positions
   const Weight* type_embedding() const { return type_embedding_; }          // null without; all tokens are of type 0
@@ -117,13 +133,23 @@ class Model {
 
  private:
   friend class Loader;
+  void place(const Gguf& file, const Ops& ops, const ModelOptions& options);
   void release();
 
-  const Ops& ops_;
+  // Weights and vectors are owned.
+  struct PlacedWeight {
+    const Ops* ops;
+    Weight* weight;
+  };
+  struct PlacedVector {
+    const Ops* ops;
+    float* vector;
+  };
   ModelConfig config_;
-  Device* device_;
-  std::vector<Weight*> weights_;  // owned
-  std::vector<float*> vectors_;   // owned
+  std::vector<Part> parts_;
+  std::string isa_;
+  std::vector<PlacedWeight> weights_;
+  std::vector<PlacedVector> vectors_;
   uint64_t vector_bytes_ = 0;
   uint64_t parameters_ = 0;
   const Weight* token_embedding_ = nullptr;

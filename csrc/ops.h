@@ -225,6 +225,7 @@ struct Peak {
   int threads;
   double int8_gops, f32_gflops;  // 1e9 operations per second, a multiply and an add counted as two
   double memory_gbps;            // 1e9 bytes read per second
+  double bf16_gflops = 0;        // of tensor cores; 0 where there are none
 };
 
 struct Ops {
@@ -233,7 +234,8 @@ struct Ops {
   Device* (*open)(const DeviceOptions&);
   void (*close)(Device*);
   const char* (*isa)(const Device*);
-  Peak (*measure_peak)(Device*, double seconds);  // on the threads that pack weights
+  Peak (*measure_peak)(Device*, double seconds);               // on the threads that pack weights
+  void (*memory)(const Device*, size_t* free, size_t* total);  // of its own; SIZE_MAX where it is the system's
 
   // The tensor's bytes must outlive a gather weight; a multiply weight owns a repacked copy.
   Weight* (*pack)(Device*, const Tensor&, Use);
@@ -247,6 +249,8 @@ struct Ops {
   Context* (*create)(Device*, const ContextShape&);
   void (*destroy)(Context*);
   float* (*buffer)(Context*, Buffer);
+  // Copies host memory into a buffer; `from` may be changed when it returns.
+  void (*receive)(Context*, const float* from, size_t count, float* to);
   int (*threads)(const Context*);
   // From now on adds what linear layers read of the observed weights to their sums, in float64 and the order of the rows;
   // null = no more. The map outlives the observing. May allocate and throw.

@@ -43,6 +43,7 @@ const Ops& checked_ops() {
                           Checked<&Ops::close>::call,
                           Checked<&Ops::isa>::call,
                           Checked<&Ops::measure_peak>::call,
+                          Checked<&Ops::memory>::call,
                           Checked<&Ops::pack>::call,
                           Checked<&Ops::release>::call,
                           Checked<&Ops::weight_bytes>::call,
@@ -53,6 +54,7 @@ const Ops& checked_ops() {
                           Checked<&Ops::create>::call,
                           Checked<&Ops::destroy>::call,
                           Checked<&Ops::buffer>::call,
+                          Checked<&Ops::receive>::call,
                           Checked<&Ops::threads>::call,
                           Checked<&Ops::observe>::call,
                           Checked<&Ops::embed>::call,
@@ -80,6 +82,9 @@ const Ops& load(const char* path) {
   if (strcmp(plugin->version, ld_version()) != 0)
     throw Error(LD_INVALID, text("the device plug-in %s belongs to localdiff %s, this is %s; install the two together",
                                  path, plugin->version, ld_version()));
+  if (plugin->table != sizeof(Ops))
+    throw Error(LD_INVALID,
+                text("the device plug-in %s was built from another state of the source; build both again", path));
   if (plugin->ops == nullptr) throw Error(LD_INVALID, plugin->reason);
   return checked_ops();
 }

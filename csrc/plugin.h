@@ -9,6 +9,7 @@ namespace ld {
 
 struct Plugin {
   const char* version;  // ld_version() of the core it belongs to
+  size_t table;         // sizeof(Ops) as it was built, which tells apart states of the source between versions
   const Ops* ops;       // null where the device cannot be used
   const char* reason;   // then why, as a sentence
   // No exception crosses from one library to another, each of which may have its own C++ run-time. What failed in the

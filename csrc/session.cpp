@@ -78,11 +78,11 @@ int in_range(const char* name, int64_t value, int64_t low, int64_t high) {
 // The row before a canvas may be scored beside its own.
 int score_rows_of(const SessionOptions& o) { return o.rows + o.slots; }
 
-ContextShape shape_of(const Model& model, const SessionOptions& o) {
+ContextShape part_shape_of(const Model& model, const SessionOptions& o, const Part& part) {
   ContextShape shape = context_shape(model, o.slots, o.slot_length, o.rows, score_rows_of(o));
   shape.threads = o.threads;
   shape.math = o.math;
-  return shape;
+  return part_shape(shape, part, part.last == model.config().layers);
 }
 
 }  // namespace
@@ -101,11 +101,18 @@ SessionOptions Session::resolve(const Model& model, const ld_session_options& op
 
 uint64_t Session::plan(const Model& model, const SessionOptions& o) {
   const size_t score_rows = score_rows_of(o);
-  const size_t own =
-      o.rows * (3 * sizeof(int32_t) + 2 * sizeof(RowInfo) + 1) + score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) +
-      o.slots * (sizeof(Sampling) + 1) + (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
-      2 * static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config().vocab) * sizeof(uint32_t);
-  return own + model.ops().plan(model.device(), shape_of(model, o));
+  size_t own = o.rows * (3 * sizeof(int32_t) + 2 * sizeof(RowInfo) + 1) +
+               score_rows * (sizeof(int32_t) + sizeof(ScoreRow)) + o.slots * (sizeof(Sampling) + 1) +
+               (2 * static_cast<size_t>(o.slot_length) + 1) * sizeof(int32_t) +
+               2 * static_cast<size_t>(o.slots) * o.slot_length + token_words(model.config().vocab) * sizeof(uint32_t);
+  for (const Part& part : model.parts())
+    if (part.ops == &cpu_ops()) own += part.ops->plan(part.device, part_shape_of(model, o, part));
+  return own;
+}
+
+uint64_t Session::plan_device(const Model& model, const SessionOptions& o) {
+  const Part& last = model.parts().back();
+  return last.ops == &cpu_ops() ? 0 : last.ops->plan(last.device, part_shape_of(model, o, last));
 }
 
 Session::Session(const Model& model, const SessionOptions& options) : model_(model), options_(options) {
@@ -125,10 +132,24 @@ Session::Session(const Model& model, const SessionOptions& options) : model_(mod
   known_.resize(static_cast<size_t>(options.slots) * options.slot_length);
   expected_.resize(known_.size());
   possible_.resize(token_words(model.config().vocab));
-  context_ = model.ops().create(model.device(), shape_of(model, options));
+  contexts_.resize(model.parts().size());
+  try {
+    for (size_t i = 0; i < contexts_.size(); i++) {
+      const Part& part = model.parts()[i];
+      contexts_[i] = part.ops->create(part.device, part_shape_of(model, options, part));
+    }
+  } catch (...) {
+    destroy();
+    throw;
+  }
 }
 
-Session::~Session() { model_.ops().destroy(context_); }
+Session::~Session() { destroy(); }
+
+void Session::destroy() {
+  for (size_t i = 0; i < contexts_.size(); i++)
+    if (contexts_[i] != nullptr) model_.parts()[i].ops->destroy(contexts_[i]);
+}
 
 void Session::check(const ld_canvas& canvas, int index) {
   auto expect = [&](bool good, const char* what) {
@@ -277,7 +298,7 @@ void Session::run_forward() {
       known_[static_cast<size_t>(info.slot) * options_.slot_length + info.place] = value && info.hidden < 0;
   };
   mark(0);
-  if (!forward(model_, context_, rows(), cancel_, timings_)) {
+  if (!forward(model_, contexts_, rows(), cancel_, timings_)) {
     cancel_.store(false, std::memory_order_relaxed);
     throw Error(LD_CANCELLED, "cancelled");
   }
@@ -297,7 +318,7 @@ Rows Session::rows() const {
 }
 
 void Session::observe(bool on) {
-  model_.ops().observe(context_, nullptr);
+  for (size_t i = 0; i < contexts_.size(); i++) model_.parts()[i].ops->observe(contexts_[i], nullptr);
   observed_.clear();
   observations_.clear();
   if (!on) return;
@@ -309,11 +330,11 @@ void Session::observe(bool on) {
     for (size_t i = 0; i < matrices; i++)
       observed_[tensor.matrices[i]] = {&made.squares[i * tensor.k], &made.rows[i]};  // stays: vectors keep their memory
   }
-  model_.ops().observe(context_, &observed_);
+  for (size_t i = contexts_.size(); i-- > 0;) model_.parts()[i].ops->observe(contexts_[i], &observed_);
 }
 
 LinearInput Session::scored_input() {
-  return head_input(model_, context_, pick_.data(), static_cast<int>(pick_.size()));
+  return head_input(model_, head_context(), pick_.data(), static_cast<int>(pick_.size()));
 }
 
 void Session::propose(const ld_canvas* canvases, int n_canvases) {
@@ -321,7 +342,7 @@ void Session::propose(const ld_canvas* canvases, int n_canvases) {
   run_forward();
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
-  const int bad = model_.ops().propose(context_, scored_input(), model_.head().decoder, score_.data(),
+  const int bad = model_.ops().propose(head_context(), scored_input(), model_.head().decoder, score_.data(),
                                        static_cast<int>(score_.size()));
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   for (const ScoreRow& row : score_)
@@ -335,7 +356,7 @@ void Session::logits(const ld_canvas* canvases, int n_canvases, float* out) {
   if (score_.empty()) return;
   const auto begin = std::chrono::steady_clock::now();
   const int bad =
-      model_.ops().logits(context_, scored_input(), static_cast<int>(score_.size()), model_.head().decoder, out);
+      model_.ops().logits(head_context(), scored_input(), static_cast<int>(score_.size()), model_.head().decoder, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (bad >= 0) refuse_non_finite(score_[bad]);
 }
@@ -351,8 +372,9 @@ void Session::lengths(int slot, const int32_t* tokens, int length, float* out) {
   gather(&canvas, 1, false);
   run_forward();
   const auto begin = std::chrono::steady_clock::now();
-  const LinearInput input = length_input(model_, context_, rows());
-  const int bad = model_.ops().logits(context_, input, 1, {head.classes.weight, head.classes.bias, 0, nullptr, 1}, out);
+  const LinearInput input = length_input(model_, head_context(), rows());
+  const int bad =
+      model_.ops().logits(head_context(), input, 1, {head.classes.weight, head.classes.bias, 0, nullptr, 1}, out);
   timings_.head += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (bad >= 0)
     throw Error(LD_NUMERIC,

@@ -22,8 +22,9 @@ class Session {
  public:
   // Fills defaults and checks ranges. Throws Error(LD_INVALID).
   static SessionOptions resolve(const Model& model, const ld_session_options& options);
-  // Bytes that a session with these options takes.
+  // Bytes that a session with these options takes, of memory and of the plug-in's device.
   static uint64_t plan(const Model& model, const SessionOptions& options);
+  static uint64_t plan_device(const Model& model, const SessionOptions& options);
 
   Session(const Model& model, const SessionOptions& options);
   ~Session();
@@ -51,7 +52,7 @@ class Session {
   void observe(bool on);
   const std::vector<Observation>& observations() const { return observations_; }
   const Multiplied& observed_tensor(size_t index) const { return model_.multiplied()[index]; }
-  int threads() const { return model_.ops().threads(context_); }
+  int threads() const { return model_.parts()[0].ops->threads(contexts_[0]); }
 
  private:
   // propose: the scored rows of a guided canvas alternate with those of its companion and may leave feedback, else
@@ -64,10 +65,18 @@ class Session {
   void run_forward();
   Rows rows() const;
   LinearInput scored_input();
+  Context* head_context() const { return contexts_.back(); }
+  void destroy();
+  struct LayerState {
+    const Ops* ops;
+    Context* context;
+    int index;
+  };
+  LayerState layer_at(int layer) const;
 
   const Model& model_;
   const SessionOptions options_;
-  Context* context_;
+  std::vector<Context*> contexts_;  // one for each part of the model
   std::atomic<bool> cancel_{false};
   Timings timings_;
   std::vector<Observation> observations_;  // empty while nothing is observed

@@ -67,7 +67,8 @@ void Session::save(int slot, int length, void* out, uint64_t bytes) {
     const size_t count = static_cast<size_t>(length) * c.kv_dim(layer);
     k.resize(count);
     v.resize(count);
-    model_.ops().read_kv(context_, layer, slot, length, k.data(), v.data());
+    const auto [ops, context, index] = layer_at(layer);
+    ops->read_kv(context, index, slot, length, k.data(), v.data());
     for (const std::vector<float>* part : {&k, &v}) {
       checksum.add(part->data(), count);
       std::memcpy(to, part->data(), count * sizeof(float));
@@ -79,6 +80,12 @@ void Session::save(int slot, int length, void* out, uint64_t bytes) {
                      length,  checksum.value()};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   std::memcpy(out, &header, sizeof header);
+}
+
+Session::LayerState Session::layer_at(int layer) const {
+  size_t i = 0;
+  while (layer >= model_.parts()[i].last) i++;
+  return {model_.parts()[i].ops, contexts_[i], layer - model_.parts()[i].first};
 }
 
 int Session::load(int slot, const void* data, uint64_t bytes) {
@@ -125,7 +132,8 @@ int Session::load(int slot, const void* data, uint64_t bytes) {
     throw Error(LD_FILE, "the state is damaged: its values are not those that were saved");
   for (int layer = 0; layer < c.layers; layer++) {
     read(layer);
-    model_.ops().write_kv(context_, layer, slot, h.length, k.data(), v.data());
+    const auto [ops, context, index] = layer_at(layer);
+    ops->write_kv(context, index, slot, h.length, k.data(), v.data());
   }
   uint8_t* known = &known_[static_cast<size_t>(slot) * options_.slot_length];
   std::fill_n(&expected_[static_cast<size_t>(slot) * options_.slot_length], options_.slot_length, 0);

@@ -31,8 +31,13 @@ LinearInput normed_input(const float* x, int width, const Norm& norm) {
 // One forward pass of some rows; each step reads and writes the context's buffers.
 class Pass {
  public:
-  Pass(const Model& model, Context* context, const Rows& rows)
-      : model_(model), ops_(model.ops()), config_(model.config()), context_(context), rows_(rows) {}
+  Pass(const Model& model, const Part& part, Context* context, const Rows& rows)
+      : model_(model),
+        ops_(*part.ops),
+        config_(model.config()),
+        first_layer_(part.first),
+        context_(context),
+        rows_(rows) {}
 
   void embed() {
     float* x = buffer(Buffer::x);
@@ -52,17 +57,22 @@ class Pass {
              });
   }
 
+  // Rows that the processor computed so far.
+  void receive(const float* x) {
+    ops_.receive(context_, x, static_cast<size_t>(rows_.count) * config_.dim, buffer(Buffer::x));
+  }
+
   void project(const Layer& layer) {
     side_by_side(normed_input(buffer(Buffer::x), config_.dim, layer.attention_join.before), layer.qkv,
                  buffer(Buffer::qkv), qkv_dim(layer));
   }
 
   void store(const Layer& layer) {
-    ops_.store_kv(context_, layer.attention, buffer(Buffer::qkv), qkv_dim(layer), info(layer), rows_.count);
+    ops_.store_kv(context_, placed(layer), buffer(Buffer::qkv), qkv_dim(layer), info(layer), rows_.count);
   }
 
   void attend(const Layer& layer) {
-    ops_.attention(context_, layer.attention, buffer(Buffer::qkv), qkv_dim(layer), info(layer), rows_.count,
+    ops_.attention(context_, placed(layer), buffer(Buffer::qkv), qkv_dim(layer), info(layer), rows_.count,
                    buffer(Buffer::attention));
   }
 
@@ -106,6 +116,12 @@ class Pass {
  private:
   float* buffer(Buffer which) const { return ops_.buffer(context_, which); }
   const RowInfo* info(const Layer& layer) const { return layer.windowed ? rows_.windowed : rows_.info; }
+  // The layer as its part's context counts.
+  AttentionLayer placed(const Layer& layer) const {
+    AttentionLayer attention = layer.attention;
+    attention.index -= first_layer_;
+    return attention;
+  }
   int qkv_dim(const Layer& layer) const { return config_.qkv_dim(layer.attention.index); }
   ptrdiff_t row_start(int row) const { return static_cast<ptrdiff_t>(row) * config_.dim; }
 
@@ -180,6 +196,7 @@ class Pass {
   const Model& model_;
   const Ops& ops_;
   const ModelConfig& config_;
+  int first_layer_;
   Context* context_;
   const Rows& rows_;
 };
@@ -221,24 +238,39 @@ ContextShape context_shape(const Model& model, int slots, int slot_length, int r
   return shape;
 }
 
-bool forward(const Model& model, Context* context, const Rows& rows, const std::atomic<bool>& cancel,
+ContextShape part_shape(ContextShape shape, const Part& part, bool head) {
+  shape.layers = head ? shape.layers - part.first : part.last - part.first;
+  shape.kv += part.first;
+  if (head) return shape;
+  shape.score_rows = shape.vocab = shape.width[static_cast<int>(Buffer::head)] = 0;
+  return shape;
+}
+
+bool forward(const Model& model, std::span<Context* const> contexts, const Rows& rows, const std::atomic<bool>& cancel,
              Timings& timings) {
-  Pass pass(model, context, rows);
   Stopwatch watch;
-  pass.embed();
-  watch.lap(timings.other);
-  for (const Layer& layer : model.layers()) {
-    if (cancel.load(std::memory_order_relaxed)) return false;
-    pass.project(layer);
-    watch.lap(timings.linear);
-    pass.store(layer);
+  for (size_t i = 0; i < contexts.size(); i++) {
+    const Part& part = model.parts()[i];
+    Pass pass(model, part, contexts[i], rows);
+    if (i == 0)
+      pass.embed();
+    else
+      pass.receive(model.parts()[i - 1].ops->buffer(contexts[i - 1], Buffer::x));
     watch.lap(timings.other);
-    pass.attend(layer);
-    watch.lap(timings.attention);
-    pass.finish_attention(layer);
-    pass.feed_forward(layer);
-    pass.scale(layer);
-    watch.lap(timings.linear);
+    for (int index = part.first; index < part.last; index++) {
+      const Layer& layer = model.layers()[index];
+      if (cancel.load(std::memory_order_relaxed)) return false;
+      pass.project(layer);
+      watch.lap(timings.linear);
+      pass.store(layer);
+      watch.lap(timings.other);
+      pass.attend(layer);
+      watch.lap(timings.attention);
+      pass.finish_attention(layer);
+      pass.feed_forward(layer);
+      pass.scale(layer);
+      watch.lap(timings.linear);
+    }
   }
   timings.forwards++;
   timings.rows += rows.count;
@@ -264,7 +296,7 @@ LinearInput length_input(const Model& model, Context* context, const Rows& rows)
   const Ops& ops = model.ops();
   const ModelConfig& config = model.config();
   const LengthHead& head = model.length_head();
-  Pass pass(model, context, rows);
+  Pass pass(model, model.parts().back(), context, rows);
   pass.norm_in_place(model.head().norm);
   pass.project(head.layer);
   pass.store(head.layer);

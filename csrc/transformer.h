@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <span>
 
 #include "model.h"
 #include "ops.h"
@@ -19,6 +20,8 @@ struct Timings {
 };
 
 ContextShape context_shape(const Model& model, int slots, int slot_length, int rows, int score_rows);
+// What a part of the model needs of it.
+ContextShape part_shape(ContextShape shape, const Part& part, bool head = true);
 
 // The rows of one forward pass, host memory, each [count].
 struct Rows {
@@ -31,14 +34,16 @@ struct Rows {
   int count;
 };
 
-// Computes the rows, writing their state into the context. Returns false when `cancel` was set (checked between
+// Computes the rows, writing their state into the contexts, one for each part of the model. Returns false when `cancel` was set (checked between
 // layers); the state of the rows is then undefined.
-bool forward(const Model& model, Context* context, const Rows& rows, const std::atomic<bool>& cancel, Timings& timings);
+bool forward(const Model& model, std::span<Context* const> contexts, const Rows& rows, const std::atomic<bool>& cancel,
+             Timings& timings);
 
-// What the head's last matrix reads for `count` rows; row r is made from row pick[r] of Buffer::x.
+// What the head's last matrix reads for `count` rows, in the last part's context; row r is made from row pick[r] of
+// Buffer::x.
 LinearInput head_input(const Model& model, Context* context, const int32_t* pick, int count);
 
-// What the last matrix of the length head reads, one row, after forward() of the rows of one canvas. Changes Buffer::x.
+// What the last matrix of the length head reads, in the last part's context, one row, after forward() of the rows of one canvas. Changes Buffer::x.
 LinearInput length_input(const Model& model, Context* context, const Rows& rows);
 
 }  // namespace ld

@@ -28,6 +28,12 @@ class Device:
     where: str
     reason: str
 
+    def for_layers(self, gpu_layers: int | None) -> Device:
+        """This device, which can take a number of layers. Raises OptionError for one without a GPU."""
+        if gpu_layers is not None and self.name != "cuda":
+            raise OptionError(f"gpu_layers is {gpu_layers}, but the device is {self.name} ({self.reason})")
+        return self
+
 
 def choose(name: str) -> Device:
     """The device that `name` asks for. Raises OptionError where it cannot be had."""

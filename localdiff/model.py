@@ -55,6 +55,7 @@ def load(
     access: str = "map",
     lora: Lora = (),
     math: str = "auto",
+    gpu_layers: int | None = None,
 ) -> Model:
     """Load a GGUF file.
 
@@ -66,9 +67,10 @@ def load(
     access     "map" starts at once; "read" survives the file being changed while in use
     lora       GGUF adapters for this model, each a path or "PATH=SCALE"; the file of the model stays as it is
     math       arithmetic of quantised weights: "exact", "fast", or "auto", fast where it hardly changes the output
+    gpu_layers how many layers a GPU takes, the last ones; None: as many as its memory holds
     raises     ModelFileError, OptionError
     """
-    chosen = choose("cpu" if isa is not None and device == "auto" else device)
+    chosen = choose("cpu" if isa is not None and device == "auto" else device).for_layers(gpu_layers)
     if path is None and not EMBEDDED.is_file():
         raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
     where = EMBEDDED if path is None else located(path)
@@ -82,7 +84,9 @@ def load(
             check_loading(isa, math, bool(adapters))
             engine: EngineModel = LlamaModel(file)
         else:
-            engine = EngineModel(file, isa=isa, threads=threads, adapters=adapters, device=chosen.where)
+            engine = EngineModel(
+                file, isa=isa, threads=threads, adapters=adapters, device=chosen.where, gpu_layers=gpu_layers
+            )
         unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
         beside = scaled_paths(lora)
         return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, beside)

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 
 from .adapters import Lora, opened
+from .devices import choose
 from .engine import EngineModel, File
 from .errors import OptionError
 from .hub.store import located
@@ -37,6 +38,7 @@ class MemoryPlan:
     tables    pages of looked-up embedding rows, in the file's own mapping
     process   Python, the engine and the tokenizer
     total     the largest resident set that the process reaches; loading may need more than generating does
+    gpu_weights, gpu_session   what a GPU's memory holds of gpu_layers of the `layers`, which the others leave out
     """
 
     arch: str
@@ -48,6 +50,10 @@ class MemoryPlan:
     tables: int
     process: int
     total: int
+    layers: int
+    gpu_layers: int
+    gpu_weights: int
+    gpu_session: int
 
 
 def plan_memory(
@@ -57,19 +63,26 @@ def plan_memory(
     threads: int | None = None,
     isa: str | None = None,
     lora: Lora = (),
+    device: str = "cpu",
+    gpu_layers: int | None = None,
 ) -> MemoryPlan:
     """Plan the memory of a process that loads a GGUF file and fills `batch` canvases of `length` positions at once.
 
     length   prompt included; None: the context length of the model
-    threads, isa, lora   as in localdiff.load
+    threads, isa, lora, device, gpu_layers   as in localdiff.load, but for the processor where no device is named
     raises   ModelFileError, OptionError
     """
     if batch < 1:
         raise OptionError(f"batch is {batch}, expected at least 1")
+    chosen = choose("cpu" if isa is not None and device == "auto" else device).for_layers(gpu_layers)
+    if chosen.name == "llamacpp":
+        raise OptionError("what llama.cpp takes is not known beforehand; plan for the device cpu or cuda")
     with (
         File.open(located(path)) as file,
         opened(lora) as adapters,
-        EngineModel(file, isa=isa, plan=True, adapters=adapters) as model,
+        EngineModel(
+            file, isa=isa, plan=True, adapters=adapters, device=chosen.where, gpu_layers=gpu_layers
+        ) as model,
     ):
         info, memory, metadata = model.info, model.memory, file.metadata.nbytes
         length = info.context_length if length is None else length
@@ -77,11 +90,13 @@ def plan_memory(
             raise OptionError(
                 f"length is {length}, but the context of the model has 1 to {info.context_length} positions"
             )
-        session = model.plan(batch, rounded_length(length, info.context_length), threads=threads)
+        sizes = batch, rounded_length(length, info.context_length)
+        session, gpu_session = model.plan(*sizes, threads=threads), model.plan_device(*sizes)
     tables = min(memory.tables, batch * length * LOOKED_UP)
     process = PROCESS + TOKENIZER + round(METADATA_KEPT * metadata)
     opening = PROCESS + round(METADATA_DECODED * metadata) + memory.opening
     tokenizing = PROCESS + TOKENIZER + round(METADATA_BUILDING * metadata) + memory.weights
     generating = process + memory.weights + session + tables
     total = max(opening, tokenizing, generating)
-    return MemoryPlan(info.arch, info.isa, length, batch, memory.weights, session, tables, process, total)
+    on_gpu = info.layers, info.gpu_layers, memory.device_weights, gpu_session
+    return MemoryPlan(info.arch, info.isa, length, batch, memory.weights, session, tables, process, total, *on_gpu)

@@ -19,11 +19,20 @@ from architectures import FAMILIES, VOCAB, make_model, metadata_of, tensors_of, 
 from reference import Reference, visible_to
 from tiny_gguf import write_tiny
 
-from localdiff.engine import EngineModel, File, Request
-from localdiff.errors import EngineError, OptionError
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+from random_model import Shape, random_blocks, write_random_model  # noqa: E402
+
+import localdiff  # noqa: E402
+from localdiff.engine import EngineModel, File, Request, measure_device_peak  # noqa: E402
+from localdiff.errors import EngineError, OptionError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = Path(os.environ.get("LOCALDIFF_CUDA", ROOT / "build" / "dev" / "liblocaldiff_cuda_emulated.so"))
+
+KINDS = (
+    "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q4_K_M",
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not PLUGIN.is_file(), reason="the emulated plug-in is not built: tools/dev build")
 
@@ -84,10 +93,25 @@ def test_every_kind_of_attention(files: Any, name: str, kind: str, extra: dict[s
     assert np.abs(found - expected).max() / np.abs(expected).max() <= 1e-5
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_in_int8(tmp_path: Path, kind: str) -> None:
+    """Products are the scalar row's bit for bit; norms and exponentials differ, and may move an input by a step of 8
+    bits. The bound is KL 1e-3, here on random weights."""
+    path = tmp_path / "model.gguf"
+    shape = Shape(layers=1, dim=256, vocab=300, context=64, ffn_dim=256, shared=False)
+    write_random_model(path, shape, make=random_blocks(kind))
+    tokens = np.arange(3, 20, dtype=np.int32)
+    processor, found = logits(open_model(path, "cpu"), tokens), logits(open_model(path), tokens)
+    assert np.abs(processor).max() > 0.1
+    assert divergence(processor, found) <= 1e-3
+
+
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_quantised_weights_on_tensor_cores(tmp_path: Path, kind: str) -> None:
+def test_quantised_weights_in_bfloat16(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and inputs are rounded to bfloat16: as near to the file's values in float64 as 8-bit inputs are."""
     from localdiff.quantize import quantize
+
+    monkeypatch.setenv("LOCALDIFF_CUDA_PRODUCTS", "bfloat16")
 
     path = quantize(write_tiny(tmp_path / "f32.gguf"), tmp_path / f"{kind}.gguf", type=kind).path
     tokens = np.arange(3, 20, dtype=np.int32)
@@ -154,6 +178,68 @@ def test_guidance_biases_drift_and_saved_state(files: Any) -> None:
     with model.session(slot_length=12) as session:
         assert session.restore(saved) == 8
         assert np.array_equal(session.logits([request])[0], whole[8:])
+
+
+@pytest.mark.parametrize("name", ["Dream", "ModernBERT", "SDAR-MoE"])
+def test_layers_split_between_processor_and_gpu(files: Any, name: str) -> None:
+    """Every split gives the processor's logits and tokens; a slot's state is one, wherever its layers are."""
+    tokens, rows = tokens_of(19, 3), np.arange(19, dtype=np.int32)
+    expected = logits(open_model(files(name), "cpu"), tokens)
+    layers = open_model(files(name), "cpu").info.layers
+    states, proposals, drifts = [], [], []
+    for count in range(layers + 1):
+        with open_model(files(name), gpu_layers=count) as model:
+            assert model.info.gpu_layers == count
+            assert ("+" in model.info.isa) == (count < layers)
+            assert np.abs(logits(model, tokens) - expected).max() / np.abs(expected).max() <= 1e-5
+            with model.session(slot_length=19, threads=1) as session:
+                drift = np.empty(19, np.float32)
+                session.propose([Request(tokens_of(19, 8), rows)])
+                request = Request(tokens, rows, temperature=0.7, seed=3, value_drift=drift)
+                proposals.append(session.propose([request])[0])
+                drifts.append(drift)
+                states.append(session.state(19))
+                if count:
+                    before = session.logits([Request(tokens, rows[-1:], compute=rows[-1:], attention="causal")])[0]
+                    assert session.restore(states[0]) == 19
+                    after = session.logits([Request(tokens, rows[-1:], compute=rows[-1:], attention="causal")])[0]
+                    assert np.abs(after - before).max() / np.abs(expected).max() <= 1e-5
+    assert layers >= 2
+    assert len({len(state) for state in states}) == 1
+    for proposal, drift in zip(proposals, drifts, strict=True):
+        assert np.array_equal(proposal.token, proposals[0].token)
+        np.testing.assert_allclose(drift, drifts[0], atol=1e-5)
+
+
+def test_as_many_layers_as_memory_holds(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = files("Dream")
+    planned = [open_model(path, plan=True, gpu_layers=count) for count in range(4)]
+    needs = [model.memory.device_weights + model.plan_device(1, 64) for model in planned]
+    assert planned[0].info.layers == 3
+    assert needs == sorted(set(needs))
+    assert planned[3].memory.weights == 0 < planned[0].memory.weights
+    for count, need in enumerate(needs):
+        least = next(free for free in range(need, 2 * need) if free - free // 16 >= need)  # a sixteenth is left free
+        monkeypatch.setenv("LD_EMULATED_MEMORY", str(least + 4096))  # norms
+        assert open_model(path, plan=True).info.gpu_layers == count
+        monkeypatch.setenv("LD_EMULATED_MEMORY", str(least - 1))
+        if count:
+            assert open_model(path, plan=True).info.gpu_layers == count - 1
+    monkeypatch.setenv("LD_EMULATED_MEMORY", str(needs[0]))
+    with pytest.raises(EngineError, match="GPU memory are free"):
+        open_model(path)
+    for count in (-1, 4):
+        with pytest.raises(OptionError, match=f"gpu_layers is {count}, expected"):
+            open_model(path, gpu_layers=count)
+    with pytest.raises(OptionError, match="needs a device plug-in"):
+        open_model(path, "cpu", gpu_layers=1)
+    with pytest.raises(OptionError, match="gpu_layers is 1, but the device is cpu"):
+        localdiff.load(path, device="cpu", gpu_layers=1)
+
+
+def test_what_the_device_can_do_at_best() -> None:
+    peak = measure_device_peak(PLUGIN, 0.01)
+    assert min(peak.int8_gops, peak.bf16_gflops, peak.f32_gflops, peak.memory_gbps) > 0
 
 
 def test_what_the_plugin_refuses(files: Any, tmp_path: Path) -> None:

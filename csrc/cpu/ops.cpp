@@ -145,6 +145,8 @@ Peak measure_peak(Device* device, double seconds) {
           memory_peak(row, pool, seconds / 3)};
 }
 
+void memory(const Device*, size_t* free, size_t* total) { *free = *total = SIZE_MAX; }
+
 Weight* pack(Device* device, const Tensor& tensor, Use use) {
   auto weight = std::make_unique<Weight>();
   Footprint& footprint = device->footprint;
@@ -193,6 +195,8 @@ Context* create(Device* device, const ContextShape& shape) {
 void destroy(Context* context) { delete context; }
 
 float* buffer(Context* context, Buffer which) { return context->layout.buffers[static_cast<int>(which)]; }
+
+void receive(Context*, const float* from, size_t count, float* to) { std::copy_n(from, count, to); }
 
 int threads(const Context* context) { return context->pool.threads(); }
 
@@ -321,10 +325,11 @@ int logits(Context* context, const LinearInput& input, int rows, const OutputLay
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,     close,          isa,     measure_peak, pack,    release, weight_bytes,
-                          footprint, upload,   release_vector, plan,    create,       destroy, buffer,  threads,
-                          observe,   embed,    linear,         apply,   mean,         scale,   experts, store_kv,
-                          read_kv,   write_kv, attention,      propose, logits};
+  static const Ops ops = {"cpu",     open,         close,     isa,     measure_peak,   memory,  pack,
+                          release,   weight_bytes, footprint, upload,  release_vector, plan,    create,
+                          destroy,   buffer,       receive,   threads, observe,        embed,   linear,
+                          apply,     mean,         scale,     experts, store_kv,       read_kv, write_kv,
+                          attention, propose,      logits};
   return ops;
 }
 

@@ -60,7 +60,7 @@ constexpr size_t kLogitBytes = size_t{256} << 20;  // of logits and exponentials
 
 struct Device {
   int index = 0;
-  bool tensor_cores = false;
+  cuda::Cores cores = cuda::Cores::int8;  // that multiply quantised weights
   bool plan = false;
   std::string isa;
   // Tables by the file's bytes, which outlive them: a head that is tied to one is there once.
@@ -84,6 +84,9 @@ struct Layout {
       buffers[i] = arena.take<float>(s.rows_of(which), s.width_of(which));
     }
     made = arena.take<float>(inputs, s.max_k);
+    const size_t blocks = (s.max_k + 31) / 32;
+    quantised = {arena.take<int8_t>(inputs, blocks * 32), arena.take<float>(inputs, blocks),
+                 arena.take<uint32_t>(inputs, blocks)};
     for (const KvShape* layer = s.kv; layer < s.kv + s.layers; ++layer) {
       float* keys = arena.take<float>(s.slots, s.slot_length, layer->kv_heads, layer->head_dim);
       float* values = arena.take<float>(s.slots, s.slot_length, layer->kv_heads, layer->head_dim);
@@ -123,6 +126,7 @@ struct Layout {
   }
   float* buffers[static_cast<int>(Buffer::count)];
   float *made, *angles, *drift;
+  cuda::Quantised quantised;
   std::vector<cuda::State> states;  // by layer
   cuda::Row* rows[2];               // as all layers see them, and as those with a window do
   int32_t* ids;
@@ -176,12 +180,21 @@ inline void finish(Context* c) {
   check(cudaGetLastError(), "computing");
 }
 
-// What products read: x itself where nothing is done to it.
+// What products read: x itself where nothing is done to it, and the same in int8 where it is asked for.
 struct Made {
   const float* x;
   ptrdiff_t stride;
+  cuda::Quantised quantised;
 };
-Made produce(Context* c, const LinearInput& given, int rows);
+Made produce(Context* c, const LinearInput& given, int rows, bool quantised);
+
+// Whether products with a matrix read int8.
+inline bool reads_int8(const Context* c, const cuda::Matrix& w) {
+  return c->device->cores == cuda::Cores::int8 && !cuda::is_float(w.type);
+}
+
+// peak.cu
+Peak measure_peak(Device* device, double seconds);
 
 // score_ops.cu
 int propose(Context* c, const LinearInput& input, const OutputLayer& head, const ScoreRow* score, int rows);

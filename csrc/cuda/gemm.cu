@@ -1,44 +1,16 @@
 // Matrix products with weights as they lie in the file: each tile of weights is decoded to shared memory once and used for
-// all rows of the block. Two kernels: float32 on the ordinary cores for weights in floats, which keeps their precision,
-// and bfloat16 tensor cores for quantised ones. No split along k: a row's sum does not depend on how many rows there are.
-#include "cuda/decode.h"
-#include "cuda/kernels.h"
+// all rows of the block. Two kernels here: float32 on the ordinary cores for weights in floats, which keeps their
+// precision, and bfloat16 tensor cores for quantised ones; int8.cu has a third. No split along k: a row's sum does not depend on how many rows there are.
+#include "cuda/product.h"
 
 namespace ld::cuda {
 namespace {
-
-// What a block works on: rows [first, last) of y and the weights, of an expert or of the one matrix there is.
-struct Share {
-  const uint8_t* data;
-  int first, last;
-};
-
-struct One {
-  int rows;
-  __device__ Share share(const Product& p) const { return {p.w.data, 0, rows}; }
-  __device__ const float* input(const Product& p, int row) const { return p.x + row * p.x_stride; }
-};
-
-struct Many {
-  const uint8_t* const* data;
-  const int32_t *begin, *pick;
-  __device__ Share share(const Product&) const { return {data[blockIdx.z], begin[blockIdx.z], begin[blockIdx.z + 1]}; }
-  __device__ const float* input(const Product& p, int row) const {
-    return p.x + static_cast<ptrdiff_t>(pick ? pick[row] : row) * p.x_stride;
-  }
-};
-
-__device__ inline void put(const Product& p, int row, int column, float sum) {
-  float* y = p.y + row * p.y_stride + column;
-  if (p.bias) sum += p.bias[column];
-  *y = p.add ? *y + sum : sum;
-}
 
 // ---- float32 ----
 
 constexpr int kTile = 64, kDepth = 16, kThreads = 256;  // each thread: 4 rows x 4 columns
 
-template <class Format, class Rows>
+template <class Format>
 __global__ void __launch_bounds__(kThreads) float_kernel(Product p, Rows rows) {
   __shared__ float w[kDepth][kTile + 4], x[kDepth][kTile + 4];
   const Share share = rows.share(p);
@@ -57,12 +29,12 @@ __global__ void __launch_bounds__(kThreads) float_kernel(Product p, Rows rows) {
       for (int j = 0; j < 8; ++j) w[thread % 2 * 8 + j][channel] = values[j];
     }
     const int row = row0 + thread / 4, k = thread % 4 * 4;
-    const float* from = row < share.last ? rows.input(p, row) + k0 + k : nullptr;
+    const float* from = row < share.last ? p.x + rows.input(row) * p.x_stride + k0 + k : nullptr;
     for (int j = 0; j < 4; ++j) x[k + j][thread / 4] = from && k0 + k + j < p.w.k ? from[j] : 0;
     __syncthreads();
     for (int i = 0; i < kDepth; ++i) {
       for (int r = 0; r < 4; ++r)
-        for (int c = 0; c < 4; ++c) sum[r][c] += x[i][mine_row + r] * w[i][mine_column + c];
+        for (int c = 0; c < 4; ++c) sum[r][c] = fmaf(w[i][mine_column + c], x[i][mine_row + r], sum[r][c]);
     }
   }
   for (int r = 0; r < 4; ++r)
@@ -78,7 +50,7 @@ constexpr int kTensorRows = 128, kTensorColumns = 128, kTensorDepth = 32;
 constexpr int kPitch = kTensorDepth / 2 + 4;  // pairs; 20 words apart: fragments are read without bank conflicts
 
 // Eight warps, two by four: each 64 rows x 32 columns, four by four tiles of 16 x 8.
-template <class Format, class Rows>
+template <class Format>
 __global__ void __launch_bounds__(kThreads) tensor_kernel(Product p, Rows rows) {
   __shared__ uint32_t w[kTensorColumns][kPitch], x[kTensorRows][kPitch];  // pairs of bfloat16
   const Share share = rows.share(p);
@@ -101,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Product p, Rows rows) 
       float inputs[8] = {};
       const int row = row0 + line;
       if (row < share.last) {
-        const float* from = rows.input(p, row) + k0 + k;
+        const float* from = p.x + rows.input(row) * p.x_stride + k0 + k;
         for (int j = 0; j < 8; ++j) inputs[j] = k0 + k + j < p.w.k ? from[j] : 0;
       }
       for (int j = 0; j < 4; ++j) x[line][k / 2 + j] = bfloat_pair(inputs[2 * j], inputs[2 * j + 1]);
@@ -130,35 +102,29 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Product p, Rows rows) 
       }
 }
 
-bool is_float(TensorType type) {
-  return type == TensorType::f32 || type == TensorType::f16 || type == TensorType::bf16;
-}
-
-unsigned parts(int count, int size) { return static_cast<unsigned>((count + size - 1) / size); }
-
-template <class Rows>
-void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts,
-            bool tensor_cores) {
+void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts, Cores cores) {
   with_format(product.w.type, [&]<class Format>() {
-    if (tensor_cores && !is_float(product.w.type)) {
-      const dim3 grid(parts(product.w.n, kTensorColumns), parts(most_rows, kTensorRows), experts);
-      LD_LAUNCH((tensor_kernel<Format, Rows>), grid, kThreads, stream, product, rows);
-    } else {
-      const dim3 grid(parts(product.w.n, kTile), parts(most_rows, kTile), experts);
-      LD_LAUNCH((float_kernel<Format, Rows>), grid, kThreads, stream, product, rows);
+    if constexpr (Format::kInteger) {
+      if (cores == Cores::int8) return multiply_int8(stream, product, rows, most_rows, experts);
+      if (cores == Cores::bfloat16) {
+        const dim3 grid(parts(product.w.n, kTensorColumns), parts(most_rows, kTensorRows), experts);
+        LD_LAUNCH((tensor_kernel<Format>), grid, kThreads, stream, product, rows);
+        return;
+      }
     }
+    const dim3 grid(parts(product.w.n, kTile), parts(most_rows, kTile), experts);
+    LD_LAUNCH((float_kernel<Format>), grid, kThreads, stream, product, rows);
   });
 }
 
 }  // namespace
 
-void multiply(cudaStream_t stream, const Product& product, int rows, bool tensor_cores) {
-  launch(stream, product, One{rows}, rows, 1, tensor_cores);
+void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores) {
+  launch(stream, product, {rows, nullptr, nullptr, nullptr}, rows, 1, cores);
 }
 
-void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, bool tensor_cores) {
-  launch(stream, product.common, Many{product.data, product.begin, product.pick}, most_rows, product.experts,
-         tensor_cores);
+void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, Cores cores) {
+  launch(stream, product.common, {0, product.data, product.begin, product.pick}, most_rows, product.experts, cores);
 }
 
 }  // namespace ld::cuda

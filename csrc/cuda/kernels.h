@@ -33,19 +33,38 @@ void scale(cudaStream_t stream, float* x, size_t count, float factor);
 // x[i] = bound * tanh(x[i] / bound); NaN where it was not finite.
 void cap(cudaStream_t stream, float* x, size_t count, float bound);
 
-// ---- gemm.cu ----
-// y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i]. tensor_cores: quantised weights
-// are multiplied in bfloat16, accumulated in float32; all others in float32.
+// ---- int8.cu ----
+// Rows in int8 by blocks of 32, as cpu/gemm.h's exact arithmetic has them: q[i] * scale[i / 32] is about x[i]. The sums of
+// q of the first 16 and of the last 16 of a block are the halves of a word.
+struct Quantised {
+  int8_t* q;       // [rows][k], 16-byte aligned
+  float* scale;    // [rows][k / 32]
+  uint32_t* sums;  // [rows][k / 32]
+  // From row `first` on.
+  Quantised from(ptrdiff_t first, int k) const {
+    return {q + first * k, scale + first * (k / 32), sums + first * (k / 32)};
+  }
+};
+// k is a multiple of 32.
+void quantise(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, const Quantised& out);
+
+// ---- gemm.cu and int8.cu ----
+// How quantised weights are multiplied: in the blocks of the file, with int32 sums of int8 products, equal to exact
+// arithmetic on a processor; both sides rounded to bfloat16, with float32 sums; or in float32, as weights in floats are.
+enum class Cores { none, bfloat16, int8 };
+
+// y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i].
 struct Product {
   Matrix w;
   const float* x;
   ptrdiff_t x_stride;
+  Quantised quantised;  // the same rows, for Cores::int8
   const float* bias;
   float* y;
   ptrdiff_t y_stride;
   bool add;
 };
-void multiply(cudaStream_t stream, const Product& product, int rows, bool tensor_cores);
+void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores);
 
 // For each expert e the rows [begin[e], begin[e + 1]) of y with weights data[e]; row r of the input is x[pick[r]], or
 // x[r] where pick is null. begin has experts + 1 values; `pairs` is its last, of which the host knows a bound.
@@ -56,7 +75,7 @@ struct ExpertProduct {
   const int32_t* pick;
   int experts;
 };
-void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, bool tensor_cores);
+void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, Cores cores);
 
 // ---- attention.cu ----
 // The state of one layer.

@@ -42,12 +42,22 @@ ld_status take_failure(const char** message) {
   return status;
 }
 
+// $LOCALDIFF_CUDA_PRODUCTS takes another kernel than int8, for comparisons.
+cuda::Cores chosen_cores(int major) {
+  const char* wanted = getenv("LOCALDIFF_CUDA_PRODUCTS");
+  if (wanted == nullptr || strcmp(wanted, "int8") == 0) return cuda::Cores::int8;
+  if (strcmp(wanted, "float32") == 0) return cuda::Cores::none;
+  if (strcmp(wanted, "bfloat16") == 0 && major >= 8) return cuda::Cores::bfloat16;
+  refuse(LD_INVALID,
+         text("LOCALDIFF_CUDA_PRODUCTS is '%.32s', expected int8, float32 or, from sm_80 on, bfloat16", wanted));
+}
+
 Device* open(const DeviceOptions& options) {
   auto device = std::make_unique<Device>();
   cudaDeviceProp properties;
   check(cudaSetDevice(device->index), "being chosen");
   check(cudaGetDeviceProperties(&properties, device->index), "being asked for its properties");
-  device->tensor_cores = properties.major >= 8;
+  device->cores = chosen_cores(properties.major);
   device->plan = options.plan;
   device->isa = text("sm_%d%d", properties.major, properties.minor);
   if (options.isa != nullptr)
@@ -57,7 +67,10 @@ Device* open(const DeviceOptions& options) {
 
 void close(Device* device) { delete device; }
 const char* isa(const Device* device) { return device->isa.c_str(); }
-Peak measure_peak(Device*, double) { return {}; }
+
+void memory(const Device*, size_t* free, size_t* total) {
+  check(cudaMemGetInfo(free, total), "being asked for its memory");
+}
 
 Weight* pack(Device* device, const Tensor& tensor, Use use) {
   if (!cuda::has_format(tensor.type->type))
@@ -115,6 +128,7 @@ Context* create(Device* device, const ContextShape& shape) {
 
 void destroy(Context* context) { delete context; }
 float* buffer(Context* context, Buffer which) { return context->layout.buffers[static_cast<int>(which)]; }
+void receive(Context* c, const float* from, size_t count, float* to) { to_device(c, to, from, count); }
 int threads(const Context*) { return 1; }
 
 void observe(Context*, const Observed* sums) {
@@ -137,21 +151,29 @@ LinearInput on_device(Context* c, LinearInput input, int rows) {
 
 }  // namespace
 
-Made produce(Context* c, const LinearInput& given, int rows) {
+Made produce(Context* c, const LinearInput& given, int rows, bool quantised) {
   const bool plain = given.pick == nullptr && given.norm.kind == NormKind::none &&
                      given.activation == Activation::none && given.up == nullptr;
-  if (plain) return {given.x, given.stride};
-  cuda::produce(c->stream, on_device(c, given, rows), rows, c->layout.made);
-  return {c->layout.made, given.width};
+  Made made{given.x, given.stride, c->layout.quantised};
+  if (!plain) {
+    cuda::produce(c->stream, on_device(c, given, rows), rows, c->layout.made);
+    made.x = c->layout.made;
+    made.stride = given.width;
+  }
+  if (quantised) cuda::quantise(c->stream, made.x, made.stride, given.width, rows, made.quantised);
+  return made;
 }
 
 namespace {
 
 void linear(Context* c, const LinearInput& input, int rows, const LinearOutput* outputs, int n_outputs) {
-  const Made made = produce(c, input, rows);
+  const bool quantised =
+      std::any_of(outputs, outputs + n_outputs, [&](const LinearOutput& o) { return reads_int8(c, o.weight->matrix); });
+  const Made made = produce(c, input, rows, quantised);
   for (const LinearOutput* o = outputs; o < outputs + n_outputs; ++o) {
-    cuda::multiply(c->stream, {o->weight->matrix, made.x, made.stride, o->bias, o->y, o->stride, o->add}, rows,
-                   c->device->tensor_cores);
+    cuda::multiply(c->stream,
+                   {o->weight->matrix, made.x, made.stride, made.quantised, o->bias, o->y, o->stride, o->add}, rows,
+                   c->device->cores);
   }
 }
 
@@ -179,16 +201,19 @@ const uint8_t* const* expert_table(Context* c, const Weight* const* weights, int
 void experts(Context* c, const LinearInput& input, int rows, const Experts& e, float* y) {
   const Layout& at = c->layout;
   const int used = e.rule.used, pairs = rows * used, width = e.down[0]->matrix.n, hidden = e.gate[0]->matrix.n;
-  const bool cores = c->device->tensor_cores;
+  const cuda::Cores cores = c->device->cores;
+  const bool quantised = reads_int8(c, e.gate[0]->matrix) || reads_int8(c, e.up[0]->matrix);
+  const bool own = e.router_norm.kind != NormKind::none;  // the router has another input
   LinearInput routed = input;
-  if (e.router_norm.kind != NormKind::none) routed.norm = e.router_norm;
-  Made made = produce(c, routed, rows);
-  cuda::multiply(c->stream, {e.router->matrix, made.x, made.stride, nullptr, at.router, e.count, false}, rows, cores);
+  if (own) routed.norm = e.router_norm;
+  Made made = produce(c, routed, rows, quantised && !own);
+  cuda::multiply(c->stream, {e.router->matrix, made.x, made.stride, made.quantised, nullptr, at.router, e.count, false},
+                 rows, cores);
   cuda::route(c->stream, e.rule, e.count, at.router, e.bias, e.gain, rows, at.routing);
-  if (e.router_norm.kind != NormKind::none) made = produce(c, input, rows);
+  if (own) made = produce(c, input, rows, quantised);
   const auto product = [&](const Weight* const* weights, const float* x, ptrdiff_t stride, const int32_t* pick,
                            float* to, ptrdiff_t to_stride) {
-    const cuda::Product common{weights[0]->matrix, x, stride, nullptr, to, to_stride, false};
+    const cuda::Product common{weights[0]->matrix, x, stride, at.quantised, nullptr, to, to_stride, false};
     cuda::multiply_experts(c->stream, {common, expert_table(c, weights, e.count), at.routing.begin, pick, e.count},
                            rows, cores);
   };
@@ -196,6 +221,7 @@ void experts(Context* c, const LinearInput& input, int rows, const Experts& e, f
   product(e.up, made.x, made.stride, at.routing.row_of, at.hidden + hidden, 2 * hidden);
   const LinearInput gated{at.hidden, 2 * hidden, hidden, nullptr, Norm{}, e.activation, at.hidden + hidden};
   cuda::produce(c->stream, gated, pairs, at.made);
+  if (reads_int8(c, e.down[0]->matrix)) cuda::quantise(c->stream, at.made, hidden, hidden, pairs, at.quantised);
   product(e.down, at.made, hidden, nullptr, at.expert_out, width);
   cuda::gather_experts(c->stream, at.routing, used, at.expert_out, width, rows, input.width, y);
 }
@@ -266,6 +292,7 @@ const Ops kOps = {"cuda",
                   Caught<close>::call,
                   Caught<isa>::call,
                   Caught<measure_peak>::call,
+                  Caught<memory>::call,
                   Caught<pack>::call,
                   Caught<release>::call,
                   Caught<weight_bytes>::call,
@@ -276,6 +303,7 @@ const Ops kOps = {"cuda",
                   Caught<create>::call,
                   Caught<destroy>::call,
                   Caught<buffer>::call,
+                  Caught<receive>::call,
                   Caught<threads>::call,
                   Caught<observe>::call,
                   Caught<embed>::call,
@@ -296,7 +324,7 @@ const Ops kOps = {"cuda",
 
 extern "C" __attribute__((visibility("default"))) const ld::Plugin* localdiff_plugin() {
   static char reason[256];
-  static ld::Plugin plugin{LD_VERSION, &ld::kOps, reason, ld::take_failure};
+  static ld::Plugin plugin{LD_VERSION, sizeof(ld::Ops), &ld::kOps, reason, ld::take_failure};
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {

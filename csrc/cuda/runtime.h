@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 
 #define LD_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
+#define LD_UNROLL _Pragma("unroll")
 #endif
 
 namespace ld::cuda {
@@ -54,6 +55,45 @@ __device__ inline void multiply_tile(float (&c)[4], const uint32_t (&a)[4], cons
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// c += a b for signed bytes, 8 x 16 by 16 x 8 (sm_75), 16 x 16 by 16 x 8 and 16 x 32 by 32 x 8, one warp; fragments as PTX
+// lays those of mma.m8n8k16, m16n8k16 and m16n8k32 out.
+__device__ inline void multiply_bytes_8x8x16(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+#ifdef LD_CUDA_EMULATED
+  emulated_mma_8x8x16(c0, c1, a, b);
+#elif defined(__CUDA_ARCH__)
+  asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+r"(c0), "+r"(c1)
+      : "r"(a), "r"(b));
+#endif
+}
+
+__device__ inline void multiply_bytes(int32_t (&c)[4], uint32_t upper, uint32_t lower, uint32_t b) {
+#ifdef LD_CUDA_EMULATED
+  emulated_mma_16x8x16(c, upper, lower, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  multiply_bytes_8x8x16(c[0], c[1], upper, b);
+  multiply_bytes_8x8x16(c[2], c[3], lower, b);
+#elif defined(__CUDA_ARCH__)
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(upper), "r"(lower), "r"(b));
+#endif
+}
+
+__device__ inline void multiply_bytes(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef LD_CUDA_EMULATED
+  emulated_mma_16x8x32(c, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  multiply_bytes(c, a[0], a[1], b[0]);
+  multiply_bytes(c, a[2], a[3], b[1]);
+#elif defined(__CUDA_ARCH__)
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }

@@ -55,6 +55,8 @@ LD_API int32_t ld_isa_supported(int32_t index);      /* 1 where this processor c
 /* Loads a device plug-in library, a path for ld_model_options.device; fails with the reason where it cannot be used here.
  * A process takes one plug-in and keeps it. */
 LD_API ld_status ld_device_load(const char *path);
+/* Bytes of the device's memory. */
+LD_API ld_status ld_device_memory(const char *path, uint64_t *free, uint64_t *total);
 
 /* ---- files ---- */
 typedef struct ld_gguf ld_gguf;
@@ -122,6 +124,8 @@ typedef struct ld_model_options {
   const ld_gguf *const *adapters;  /* [n_adapters] files for this architecture; not needed after the call */
   const float *adapter_scales;     /* [n_adapters]; NULL = 1 each */
   const char *device;              /* NULL or "cpu", or the path of a device plug-in library */
+  int32_t gpu_layers;              /* of a plug-in's device, which has the last layers and the head, the processor the
+                                    * others: 0 = as many as its memory holds, -1 = none but the head, else how many */
 } ld_model_options;
 
 typedef struct ld_model_info {
@@ -134,6 +138,7 @@ typedef struct ld_model_info {
   const char *skipped;     /* tensors of the file that the model does not need, as a sentence; "" where there are none */
   int32_t lengths;         /* classes of its length head, see ld_session_lengths; 0 = it has none */
   int32_t feedback;        /* 1 = its rows can be told what an earlier call expected of them, see ld_canvas */
+  int32_t gpu_layers;      /* that a plug-in's device computes */
 } ld_model_info;
 
 LD_API ld_status ld_model_open(const ld_gguf *file, const ld_model_options *options, ld_model **out);
@@ -147,6 +152,7 @@ typedef struct ld_model_memory {
   uint64_t weights;     /* packed weights, whole pages */
   uint64_t tables;      /* tables that stay in the file: of them only rows that are looked up come into memory */
   uint64_t opening;     /* the most at one time while opening: packed weights and the file's bytes of one of them */
+  uint64_t device_weights; /* of a plug-in's device, in its own memory, which the others leave out */
 } ld_model_memory;
 LD_API ld_status ld_model_get_memory(const ld_model *model, ld_model_memory *out);
 
@@ -167,7 +173,9 @@ typedef struct ld_session_options {
   int32_t math;         /* LD_MATH_*: how quantised weights are multiplied */
 } ld_session_options;
 
+/* Bytes that a session takes, and those that it takes of the memory of a plug-in's device. */
 LD_API ld_status ld_session_plan(const ld_model *model, const ld_session_options *options, uint64_t *bytes);
+LD_API ld_status ld_session_plan_device(const ld_model *model, const ld_session_options *options, uint64_t *bytes);
 LD_API ld_status ld_session_create(const ld_model *model, const ld_session_options *options, ld_session **out);
 LD_API void ld_session_free(ld_session *session);
 
@@ -310,9 +318,12 @@ typedef struct ld_peak {
   double int8_gops;     /* 1e9 int8 multiply-adds per second in registers, each counted as two */
   double f32_gflops;    /* the same for float32 */
   double memory_gbps;   /* 1e9 bytes read from memory per second */
+  double bf16_gflops;   /* float32 sums of bfloat16 products; 0 where nothing is made for them */
 } ld_peak;
 /* isa and threads as in ld_model_options; takes about `seconds`, 0 = 0.3, and 512 MiB of memory. */
 LD_API ld_status ld_measure_peak(const char *isa, int32_t threads, double seconds, ld_peak *out);
+/* The same for the device of a plug-in: int8 and bfloat16 by its tensor cores, memory_gbps by copying, half of it reads. */
+LD_API ld_status ld_measure_device_peak(const char *path, double seconds, ld_peak *out);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 
 import click
 
@@ -49,12 +50,17 @@ def command(cflags: bool, libs: bool) -> int:
 def _device() -> str:
     """What `--device auto` takes, and why."""
     from ..devices import choose
+    from ..engine import device_memory
 
     try:
         found = choose("auto")
+        if found.name == "cpu":
+            return f"{found.name}: {found.reason}"
+        free, total = (size / 2**30 for size in device_memory(Path(found.where)))
     except LocaldiffError as error:
         return str(error)
-    return f"{found.name}: {found.reason}"
+    short = "layers that do not fit stay on the processor, see --gpu-layers"
+    return f"{found.name}: {found.reason}; {free:.1f} of {total:.1f} GiB are free, {short}"
 
 
 def _llamacpp() -> str:

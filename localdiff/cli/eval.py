@@ -39,7 +39,7 @@ def command(model: str | None, as_json: bool, **values: Any) -> None:
     asked = GenerateOptions(**given(values, GenerateOptions) | {"seed": None})
     from ..evaluate.run import columns, evaluate
 
-    loading = {name: values[name] for name in ("device", "threads", "isa", "math", "lora")}
+    loading = {name: values[name] for name in ("device", "gpu_layers", "threads", "isa", "math", "lora")}
     try:
         with Bar() as bar:
             result = evaluate(

@@ -29,8 +29,13 @@ DEVICES = ("auto", "cpu", "cuda", "llamacpp")  # of devices.py, which takes the 
 DEVICE_HELP = "where to compute; llamacpp: in llama.cpp (Apple's and AMD's GPUs), without caches (default auto)"
 MATH_HELP = "arithmetic of quantised weights; auto: fast where it hardly changes the output (default auto)"
 LORA = click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="GGUF adapter to apply; may be repeated")
+DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", help=DEVICE_HELP)
+GPU_LAYERS = click.option(
+    "--gpu-layers", type=int, metavar="N", help="the last N layers on the GPU (default: all that its memory holds)"
+)
 LOADING = (
-    click.option("--device", type=click.Choice(DEVICES), default="auto", help=DEVICE_HELP),
+    DEVICE,
+    GPU_LAYERS,
     click.option("--threads", type=int, help="CPU threads (default: all that the process may use)"),
     click.option("--isa", help="CPU kernel row by name, see localdiff doctor (default: the best)"),
     click.option("--math", type=click.Choice(MATH), default="auto", help=MATH_HELP),
@@ -89,7 +94,8 @@ def _is(test: Callable[[], bool]) -> bool:
 
 def loading(values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of localdiff.load() that were given as flags."""
-    return {name: values[name] for name in ("device", "threads", "isa", "math", "diffusion", "lora")}
+    names = ("device", "gpu_layers", "threads", "isa", "math", "diffusion", "lora")
+    return {name: values[name] for name in names}
 
 
 def load(model: str | None, values: dict[str, Any], access: str = "map") -> Model:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from .generating import LORA
+from .generating import DEVICE, GPU_LAYERS, LORA
 
 
 @click.command(short_help="show the memory that a generation takes")
@@ -16,6 +16,8 @@ from .generating import LORA
 @click.option("--batch", type=int, default=1, help="texts at once (default 1)")
 @click.option("--threads", type=int, help="CPU threads (default: all that the process may use)")
 @click.option("--isa", help="CPU kernel row by name (default: the best)")
+@DEVICE
+@GPU_LAYERS
 @LORA
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, sizes in bytes")
 def command(
@@ -24,13 +26,15 @@ def command(
     batch: int,
     threads: int | None,
     isa: str | None,
+    device: str,
+    gpu_layers: int | None,
     lora: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show the memory that a process needs to load MODEL.gguf and generate, before loading it."""
     from ..planning import plan_memory
 
-    plan = plan_memory(model, length, batch, threads, isa, lora)
+    plan = plan_memory(model, length, batch, threads, isa, lora, device, gpu_layers)
     if as_json:
         print(json.dumps({"model": model, **asdict(plan)}))
         return
@@ -42,3 +46,7 @@ def command(
         ("total", plan.total, "largest resident set, while loading or generating"),
     ):
         print(f"{what:8} {size / 2**20:>10,.1f} MiB  {why}")
+    if plan.gpu_weights:
+        size = plan.gpu_weights + plan.gpu_session
+        what = f"{plan.gpu_layers} of {plan.layers} layers and the head"
+        print(f"{'GPU':8} {size / 2**20:>10,.1f} MiB  of its own, {what}")

@@ -6,7 +6,19 @@ installed: Ctrl-C is noticed when the running call returns; Session.cancel(), fr
 Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, decoding, any policy.
 """
 
-from .binding import PACKAGE, Float32, Int32, Peak, isa_rows, library, library_version, load_device, measure_peak
+from .binding import (
+    PACKAGE,
+    Float32,
+    Int32,
+    Peak,
+    device_memory,
+    isa_rows,
+    library,
+    library_version,
+    load_device,
+    measure_device_peak,
+    measure_peak,
+)
 from .files import File, Metadata, TensorInfo
 from .models import EngineModel, ModelInfo, ModelMemory
 from .quantiser import can_quantize, quantize
@@ -29,10 +41,12 @@ __all__ = [
     "TensorInfo",
     "Timings",
     "can_quantize",
+    "device_memory",
     "isa_rows",
     "library",
     "library_version",
     "load_device",
+    "measure_device_peak",
     "measure_peak",
     "pack_tokens",
     "propose_logits",

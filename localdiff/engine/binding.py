@@ -58,14 +58,22 @@ def load_device(path: Path) -> None:
     check(library().ld_device_load(ffi.new("char[]", os.fsencode(path))), invalid=OptionError)
 
 
+def device_memory(path: Path) -> tuple[int, int]:
+    """Bytes of a device's memory: free, total."""
+    free, total = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+    check(library().ld_device_memory(ffi.new("char[]", os.fsencode(path)), free, total), invalid=OptionError)
+    return int(free[0]), int(total[0])
+
+
 @dataclass(frozen=True)
 class Peak:
-    """What the machine can do at best with a kernel row, all threads together."""
+    """What the machine can do at best with a kernel row, all threads together; bf16_gflops of a GPU alone."""
 
     threads: int
     int8_gops: float
     f32_gflops: float
     memory_gbps: float
+    bf16_gflops: float
 
 
 def measure_peak(isa: str | None = None, threads: int | None = None, seconds: float = 0.3) -> Peak:
@@ -73,6 +81,14 @@ def measure_peak(isa: str | None = None, threads: int | None = None, seconds: fl
     name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
     raw = new_struct("ld_peak")
     check(library().ld_measure_peak(name, count_of("threads", threads), seconds, raw), invalid=OptionError)
+    return Peak(**{field.name: getattr(raw, field.name) for field in fields(Peak)})
+
+
+def measure_device_peak(path: str | os.PathLike[str], seconds: float = 0.3) -> Peak:
+    """The same of a plug-in's device; what it has no measure for is 0."""
+    raw = new_struct("ld_peak")
+    where = ffi.new("char[]", os.fsencode(path))
+    check(library().ld_measure_device_peak(where, seconds, raw), invalid=OptionError)
     return Peak(**{field.name: getattr(raw, field.name) for field in fields(Peak)})
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from .._abi import ffi
 from ..errors import OptionError
@@ -33,15 +34,18 @@ class ModelInfo:
     skipped: str = ""  # tensors of the file that the model does not need, as a sentence
     lengths: int = 0  # classes of its length head, see Session.lengths; 0 = it has none
     feedback: bool = False  # whether a step may tell the next one what it expected, see Request.feedback
+    gpu_layers: int = 0  # that a GPU computes, with the head
 
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """Bytes: packed weights in whole pages; tables that stay in the file; the most that opening takes at one time."""
+    """Bytes: packed weights in whole pages; tables that stay in the file; the most that opening takes at one time;
+    weights in the memory of a GPU, which the others leave out."""
 
     weights: int
     tables: int
     opening: int
+    device_weights: int
 
 
 class EngineModel(Closable):
@@ -50,6 +54,7 @@ class EngineModel(Closable):
     plan      True: weights are counted, not packed; info, memory and plan() answer, sessions are refused
     adapters  LoRA files and their scales; they may be closed afterwards
     device    "cpu", or the path of a device plug-in library
+    gpu_layers  how many layers that device takes, the last ones; None: as many as its memory holds
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class EngineModel(Closable):
         plan: bool = False,
         adapters: Sequence[tuple[File, float]] = (),
         device: str | os.PathLike[str] = "cpu",
+        gpu_layers: int | None = None,
     ):
         lib = library()
         name = ffi.new("char[]", isa.encode()) if isa else ffi.NULL
@@ -67,6 +73,9 @@ class EngineModel(Closable):
         options = new_struct(
             "ld_model_options", threads=count_of("threads", threads), isa=name, plan=int(plan), device=where
         )
+        if gpu_layers is not None and not 0 <= gpu_layers < 2**31:
+            raise OptionError(f"gpu_layers is {gpu_layers}, expected at least 0")
+        options.gpu_layers = 0 if gpu_layers is None else gpu_layers or -1
         # Kept until the call is over: a struct of cffi does not own what it points to.
         handles = ffi.new("ld_gguf *[]", [adapter._handle.pointer() for adapter, _ in adapters])
         scales = ffi.new("float[]", [scale for _, scale in adapters])
@@ -115,7 +124,15 @@ class EngineModel(Closable):
         self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
     ) -> int:
         """Bytes that a session with these sizes would take."""
+        return self._plan(library().ld_session_plan, session_options(slots, slot_length, rows, threads))
+
+    def plan_device(
+        self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
+    ) -> int:
+        """Bytes that it would take of a GPU's memory besides."""
+        return self._plan(library().ld_session_plan_device, session_options(slots, slot_length, rows, threads))
+
+    def _plan(self, ask: Callable[[Any, Any, Any], int], options: Any) -> int:
         out = ffi.new("uint64_t *")
-        options = session_options(slots, slot_length, rows, threads)
-        check(library().ld_session_plan(self._handle.pointer(), options, out), invalid=OptionError)
+        check(ask(self._handle.pointer(), options, out), invalid=OptionError)
         return int(out[0])

@@ -110,7 +110,7 @@ TEST(every_type_is_decoded_bit_for_bit) {
 TEST(products_are_those_of_double_precision) {
   std::mt19937 random(2);
   for (const TypeTraits* type : run_types()) {
-    for (const bool cores : {false, true}) {
+    for (const cuda::Cores cores : {cuda::Cores::none, cuda::Cores::bfloat16}) {
       for (const int rows : {1, 5, 130}) {
         if (rows == 130 && type->type != TensorType::q8_0 && type->type != TensorType::f32) continue;
         const int n = 70, k = type->block == 1 ? 37 : 256;
@@ -123,9 +123,10 @@ TEST(products_are_those_of_double_precision) {
         const auto before = y;
         const bool add = rows == 5;
         cuda::multiply(
-            nullptr, {{type->type, bytes.data(), n, k, row_bytes}, x.data(), k + 3, bias.data(), y.data(), n + 1, add},
-            rows, cores);
-        const bool rounded = cores && type->block > 1;
+            nullptr,
+            {{type->type, bytes.data(), n, k, row_bytes}, x.data(), k + 3, {}, bias.data(), y.data(), n + 1, add}, rows,
+            cores);
+        const bool rounded = cores == cuda::Cores::bfloat16 && type->block > 1;
         for (int r = 0; r < rows; ++r) {
           for (int i = 0; i < n; ++i) {
             double sum = 0, size = 0;

@@ -142,6 +142,71 @@ void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
   wait(warps[warp], kLanes);
 }
 
+namespace {
+
+// One output of a product of bytes: a lane's registers of A hold [row][k] as at_a says where, those of B [k][column].
+struct Bytes {
+  uint32_t a[4], b[2];
+};
+struct Place {
+  int lane, reg;  // of four neighbouring values of k
+};
+
+template <class AtA, class AtB>
+void multiply_bytes(const Bytes& mine, int depth, int32_t* c, int outputs, AtA at_a, AtB at_b) {
+  const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
+  memcpy(exchanged[warp][own], &mine, sizeof mine);
+  wait(warps[warp], kLanes);
+  const auto byte = [&](Place place, bool of_a, int k) {
+    Bytes theirs;
+    memcpy(&theirs, exchanged[warp][place.lane], sizeof theirs);
+    return static_cast<int8_t>((of_a ? theirs.a : theirs.b)[place.reg] >> 8 * (k % 4));
+  };
+  for (int i = 0; i < outputs; ++i) {
+    const int row = own / 4 + i / 2 * 8, column = own % 4 * 2 + i % 2;
+    for (int k = 0; k < depth; ++k) c[i] += byte(at_a(row, k), true, k) * byte(at_b(k, column), false, k);
+  }
+  wait(warps[warp], kLanes);
+}
+
+}  // namespace
+
+void emulated_mma_8x8x16(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b) {
+  int32_t c[2] = {c0, c1};
+  multiply_bytes(
+      {{a}, {b}}, 16, c, 2,
+      [](int row, int k) {
+        return Place{row * 4 + k / 4, 0};
+      },
+      [](int k, int column) {
+        return Place{column * 4 + k / 4, 0};
+      });
+  c0 = c[0];
+  c1 = c[1];
+}
+
+void emulated_mma_16x8x16(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  multiply_bytes(
+      {{a0, a1}, {b}}, 16, c, 4,
+      [](int row, int k) {
+        return Place{row % 8 * 4 + k / 4, row / 8};
+      },
+      [](int k, int column) {
+        return Place{column * 4 + k / 4, 0};
+      });
+}
+
+void emulated_mma_16x8x32(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_bytes(
+      {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, 32, c, 4,
+      [](int row, int k) {
+        return Place{row % 8 * 4 + k % 16 / 4, row / 8 + k / 16 * 2};
+      },
+      [](int k, int column) {
+        return Place{column * 4 + k % 16 / 4, k / 16};
+      });
+}
+
 void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
   if (threads == 0 || threads % kLanes != 0 || threads > 1024)
     report("a block is not whole warps, 1,024 threads at most");
@@ -196,7 +261,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int) {
   *out = {"emulated", 9, 0, 4, size_t{4} << 30};
   return cudaSuccess;
 }
+// $LD_EMULATED_MEMORY bytes are free.
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *free = *total = size_t{4} << 30;
+  const char* bytes = getenv("LD_EMULATED_MEMORY");
+  *total = size_t{4} << 30;
+  *free = bytes ? strtoull(bytes, nullptr, 10) : *total;
   return cudaSuccess;
 }

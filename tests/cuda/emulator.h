@@ -22,6 +22,10 @@
 #define __launch_bounds__(...)
 #define __shared__ static
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -39,7 +43,11 @@ void emulate(dim3 grid, unsigned threads, const std::function<void()>& body);
 void block_barrier();
 // What `lane` of the calling thread's warp handed in; all lanes take part.
 void exchange(const void* mine, size_t bytes, int lane, void* theirs);
+// Products of a warp; fragments as PTX lays them out. The last three are of signed bytes.
 void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void emulated_mma_8x8x16(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b);
+void emulated_mma_16x8x16(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
+void emulated_mma_16x8x32(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
 }  // namespace ld::cuda
 
@@ -101,5 +109,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int device);
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
+#define LD_UNROLL
 #define LD_LAUNCH(kernel, grid, threads, stream, ...) \
   (static_cast<void>(stream), ::ld::cuda::emulate(grid, threads, [&] { kernel(__VA_ARGS__); }))

@@ -1,0 +1,150 @@
+"""The GPU engine, measured: `tools/dev gpu` runs it last. Prints a table and writes bench/results/DATE-gpu-CARD.json.
+
+Milliseconds per forward pass (median, minimum, maximum; every row scored, sampling included) at several numbers of
+rows for a 7B Llama shape with random weights, per type, beside what the card reaches at best: products of int8 and
+bfloat16 in registers, and copying. Then tokens per second of the default model, and a soak of steps whose results and
+free memory must not change. Not here: correctness (tests/test_cuda.py), other engines (compare.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from random_model import LLAMA_7B, Shape, random_blocks, write_random_model  # noqa: E402
+
+import localdiff  # noqa: E402
+from localdiff.atomic import atomic_file  # noqa: E402
+from localdiff.devices import choose  # noqa: E402
+from localdiff.engine import EngineModel, File, Request, device_memory, measure_device_peak  # noqa: E402
+
+KINDS, ROWS = ("Q4_0", "Q4_K_M", "Q8_0"), (64, 256, 1024)
+SMALL = Shape(layers=2, dim=256, vocab=512, context=1024, head_dim=64, ffn_dim=512, shared=False)
+FREE_MAY_SHRINK = 64 << 20  # bytes that other programs may take meanwhile
+
+
+def card() -> str:
+    """The name of the card and its driver."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "no NVIDIA driver"
+
+
+def work(shape: Shape, rows: int) -> float:
+    """1e9 operations of a forward pass with all rows scored, a multiply and an add counted as two."""
+    attention = 2 * shape.layers * rows * shape.dim
+    return 2.0 * rows * (shape.block_weights + shape.vocab * shape.dim + attention) / 1e9
+
+
+def forwards(where: str, path: Path, shape: Shape, rows: int, repeats: int) -> dict[str, Any]:
+    tokens, places = np.arange(rows, dtype=np.int32) % shape.vocab, np.arange(rows, dtype=np.int32)
+    with File.open(path) as file, EngineModel(file, device=where) as model:
+        with model.session(slot_length=rows) as session:
+            times = []
+            for step in range(repeats + 3):  # the first three warm up
+                begin = time.perf_counter()
+                session.propose([Request(tokens, places, temperature=0.7, seed=1, step=step)])
+                times.append(1000 * (time.perf_counter() - begin))
+        layers = f"{model.info.gpu_layers} of {model.info.layers}"
+        weights = model.memory.device_weights
+    times = times[3:]
+    median = statistics.median(times)
+    return {
+        "rows": rows, "ms": round(median, 3), "ms_min": round(min(times), 3), "ms_max": round(max(times), 3),
+        "gpu_layers": layers, "tera_ops": round(work(shape, rows) / median, 2), "weight_bytes": weights,
+        "read_gbps": round(weights / median / 1e6, 1),
+    }  # fmt: skip
+
+
+def answers(device: str, tokens: int) -> dict[str, Any]:
+    """Tokens per second of the default model, its own decoder, with what loading and warming up took left out."""
+    model = localdiff.load(device=device)
+    model.generate("Once upon a time", max_new_tokens=tokens, seed=0)
+    begin = time.perf_counter()
+    result = model.generate("Once upon a time", max_new_tokens=tokens, seed=1)
+    seconds = time.perf_counter() - begin
+    return {"model": model.name, "tokens": len(result.tokens), "per_second": round(len(result.tokens) / seconds, 1)}
+
+
+def soak(where: str, path: Path, steps: int) -> dict[str, Any]:
+    """The same step over and over, with other numbers of rows in between: one result, and no memory that goes."""
+    places = np.arange(64, dtype=np.int32)
+    before, different = 0, 0
+    with File.open(path) as file, EngineModel(file, device=where) as model, model.session(slot_length=64) as session:
+        first = session.logits([Request(places, places)])[0]
+        before = device_memory(Path(where))[0]
+        for step in range(steps):
+            count = 1 + step * 7 % 64
+            session.propose([Request(places, places[:count], temperature=0.9, seed=step)])
+            if step % 50 == 49 or step == steps - 1:
+                different += not np.array_equal(first, session.logits([Request(places, places)])[0])
+        lost = before - device_memory(Path(where))[0]
+    return {"steps": steps, "different": different, "bytes_lost": lost}
+
+
+def table(result: dict[str, Any]) -> str:
+    peak = result["peak"]
+    lines = [
+        f"{result['card']}, {result['date']}: int8 {peak['int8_gops'] / 1000:.0f} TOPS, bfloat16 "
+        f"{peak['bf16_gflops'] / 1000:.0f} TFLOPS, float32 {peak['f32_gflops'] / 1000:.1f} TFLOPS, copying "
+        f"{peak['memory_gbps']:.0f} GB/s",
+        f"{'type':8} {'rows':>5} {'ms (min - max)':>28} {'TOPS':>7} {'of int8':>8} {'weights GB/s':>13}  layers",
+    ]
+    for kind, each in ((kind, each) for kind, measured in result["forwards"].items() for each in measured):
+        share, read = 100 * each["tera_ops"] / (peak["int8_gops"] / 1000), each["read_gbps"]
+        spread = f"{each['ms']:.2f} ({each['ms_min']:.2f} - {each['ms_max']:.2f})"
+        speed = f"{each['tera_ops']:>7.1f} {share:>6.1f} % {read:>13.0f}"
+        lines.append(f"{kind:8} {each['rows']:>5} {spread:>28} {speed}  {each['gpu_layers']}")
+    told, held = result["answers"], result["soak"]
+    lines.append(f"{told['model']}: {told['per_second']} tokens/s over {told['tokens']} tokens")
+    lost = held["bytes_lost"]
+    lines.append(f"soak: {held['steps']} steps, {held['different']} different, {lost} bytes of memory lost")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a tiny shape, few steps: whether this program works")
+    parser.add_argument("-o", "--output", type=Path, help="default: bench/results/DATE-gpu-CARD.json")
+    options = parser.parse_args()
+    where = choose("cuda").where
+    shape, rows, repeats = (SMALL, (3, 20), 2) if options.small else (LLAMA_7B, ROWS, 50)
+    steps, tokens = (4, 4) if options.small else (1000, 192)
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(), "card": card(), "shape": vars(shape),
+        "peak": vars(measure_device_peak(where, 0.05 if options.small else 2)), "forwards": {},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        for kind in KINDS:
+            write_random_model(path, shape, kind, random_blocks(kind))
+            result["forwards"][kind] = [forwards(where, path, shape, count, repeats) for count in rows]
+        result["soak"] = soak(where, path, steps)
+    result["answers"] = answers("cuda", tokens)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", result["card"].split(",")[0]).strip("-").lower()
+    output = options.output or ROOT / "bench" / "results" / f"{result['date']}-gpu-{name}.json"
+    with atomic_file(output) as file:
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+    good = result["soak"]["different"] == 0 and result["soak"]["bytes_lost"] <= FREE_MAY_SHRINK
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+// Matrix products of quantised weights on int8 tensor cores: weights stay packed in memory and become bytes in shared
+// memory, rows are int8 by blocks of 32, and a block's int32 sum is scaled and added in float32 in the order of
+// cpu/gemm.h's exact arithmetic, so that a result is the same bit for bit as the processor's and whatever the tile. Three
+// shapes of tile, by the number of rows; none splits k. Not here: what reads a block of the file (decode.h).
+#include "cuda/product.h"
+
+namespace ld::cuda {
+namespace {
+
+constexpr int kBlock = 32, kWords = kBlock / 4;  // values and words of a block
+constexpr int kThreads = 256;
+
+// A lane takes four values, eight lanes a block.
+__global__ void quantise_kernel(const float* x, ptrdiff_t stride, int k, Quantised out) {
+  const int row = static_cast<int>(blockIdx.x);
+  const float* from = x + row * stride;
+  const int padded = (k / 4 + kThreads - 1) / kThreads * kThreads;  // whole warps take part in shuffles
+  for (int four = threadIdx.x; four < padded; four += kThreads) {
+    const bool mine = four < k / 4;
+    float values[4] = {};
+    uint32_t largest = 0;  // as bits, so that NaN and infinity come out on top
+    for (int j = 0; j < 4; ++j) {
+      if (mine) values[j] = from[four * 4 + j];
+      largest = max(largest, bits_of(values[j]) & 0x7fffffffu);
+    }
+    for (int step = 1; step < kWords; step *= 2) largest = max(largest, __shfl_xor_sync(kWholeWarp, largest, step));
+    const float most = float_from_bits(largest);
+    const bool finite = largest < 0x7f800000u, tiny = most < 0x1p-100f;
+    const float inverse = finite && !tiny ? 127.0f / most : 0.0f;
+    uint32_t word = 0;
+    int sum = 0;
+    for (int j = 0; j < 4; ++j) {
+      const int q = inverse == 0.0f ? 0 : static_cast<int>(rintf(values[j] * inverse));
+      word |= static_cast<uint32_t>(static_cast<uint8_t>(q)) << 8 * j;
+      sum += q;
+    }
+    for (int step = 1; step < kWords / 2; step *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, step);
+    const int other = __shfl_xor_sync(kWholeWarp, sum, kWords / 2);
+    if (!mine) continue;
+    memcpy(out.q + static_cast<ptrdiff_t>(row) * k + four * 4, &word, 4);
+    if (four % kWords == 0) {
+      const ptrdiff_t at = static_cast<ptrdiff_t>(row) * (k / kBlock) + four / kWords;
+      out.scale[at] = !finite ? NAN : tiny ? 0.0f : most / 127.0f;
+      out.sums[at] = (static_cast<uint32_t>(sum) & 0xffff) | static_cast<uint32_t>(other) << 16;
+    }
+  }
+}
+
+// Eight warps, kDown by 8 / kDown, each with kRowTiles by kColumnTiles tiles of 16 x 8. Each thread unpacks one block of
+// weights at a time.
+template <int kDown, int kRowTiles_, int kColumnTiles_>
+struct Tiles {
+  static constexpr int kAcross = kThreads / kWarp / kDown, kRowTiles = kRowTiles_, kColumnTiles = kColumnTiles_;
+  static constexpr int kRows = kDown * kRowTiles * 16, kColumns = kAcross * kColumnTiles * 8;
+  static constexpr int kBlocks = kThreads / kColumns;  // of 32 values of k at a time
+  static constexpr int kPitch = kBlocks * kWords + 4;  // words; fragments are read without bank conflicts
+};
+using LargeTiles = Tiles<2, 4, 4>;   // 128 x 128
+using MediumTiles = Tiles<2, 2, 2>;  // 64 x 64
+using SmallTiles = Tiles<1, 1, 1>;   // 16 x 64
+
+// int32 sums begin here, which makes their bits those of a float: 1.5 * 2^23 plus the sum, as long as it is below 2^22.
+constexpr int32_t kSumZero = 0x4b400000;
+constexpr float kFloatZero = 12582912.0f;
+
+__device__ inline float sum_of(int32_t bits) { return float_from_bits(static_cast<uint32_t>(bits)) - kFloatZero; }
+
+template <class Format, class Tile>
+__global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows) {
+  constexpr int kParts = kBlock / Format::kSpan;  // scales of a block
+  constexpr int kMinimums = Format::kMinimum ? kParts : 1;
+  alignas(16) __shared__ uint32_t w[Tile::kColumns][Tile::kPitch], x[Tile::kRows][Tile::kPitch];
+  __shared__ float w_scale[Tile::kBlocks * kParts][Tile::kColumns], x_scale[Tile::kBlocks][Tile::kRows];
+  __shared__ float w_minimum[Tile::kBlocks * kMinimums][Tile::kColumns], x_sum[Tile::kBlocks * kMinimums][Tile::kRows];
+  const Share share = rows.share(p);
+  const int row0 = share.first + static_cast<int>(blockIdx.y) * Tile::kRows;
+  const int column0 = static_cast<int>(blockIdx.x) * Tile::kColumns;
+  if (row0 >= share.last) return;  // the whole block
+  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp, group = lane / 4, within = lane % 4;
+  const int warp_row = warp / Tile::kAcross * Tile::kRowTiles * 16;
+  const int warp_column = warp % Tile::kAcross * Tile::kColumnTiles * 8;
+  const int blocks = p.w.k / kBlock, row_count = min(Tile::kRows, share.last - row0);
+  float sum[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
+  for (int first = 0; first < blocks; first += Tile::kBlocks) {
+    const int count = min(Tile::kBlocks, blocks - first);
+    __syncthreads();
+    {
+      const int column = thread / Tile::kBlocks, block = thread % Tile::kBlocks;
+      if (block < count && column0 + column < p.w.n) {
+        const int k = (first + block) * kBlock, i = k % Format::kBlock;
+        const uint8_t* from = share.data + static_cast<size_t>(column0 + column) * p.w.row_bytes +
+                              static_cast<size_t>(k / Format::kBlock) * Format::kBytes;
+        LD_UNROLL for (int j = 0; j < kWords; ++j) w[column][block * kWords + j] = Format::four(from, i + 4 * j);
+        LD_UNROLL for (int part = 0; part < kParts; ++part) {
+          w_scale[block * kParts + part][column] = Format::scale(from, i + part * Format::kSpan);
+          if constexpr (Format::kMinimum) {
+            w_minimum[block * kParts + part][column] = Format::minimum(from, i + part * Format::kSpan);
+          }
+        }
+      } else {  // its sums go nowhere
+        for (int j = 0; j < kWords; ++j) w[column][block * kWords + j] = 0;
+        for (int part = 0; part < kParts; ++part) w_scale[block * kParts + part][column] = 0;
+        if constexpr (Format::kMinimum) {
+          for (int part = 0; part < kParts; ++part) w_minimum[block * kParts + part][column] = 0;
+        }
+      }
+    }
+    for (int half = thread; half < Tile::kRows * Tile::kBlocks * 2; half += kThreads) {
+      const int row = half / (Tile::kBlocks * 2), at = half % (Tile::kBlocks * 2), block = at / 2;
+      const bool present = row < row_count && block < count;
+      const ptrdiff_t input = present ? rows.input(row0 + row) : 0;
+      uint4 sixteen{0, 0, 0, 0};
+      if (present) {
+        const int8_t* from = p.quantised.q + input * p.w.k + first * kBlock + at * 16;
+        sixteen = *reinterpret_cast<const uint4*>(from);
+      }
+      *reinterpret_cast<uint4*>(&x[row][at * 4]) = sixteen;
+      if (at % 2 == 1) continue;
+      const ptrdiff_t source = input * blocks + first + block;
+      const float scale = present ? p.quantised.scale[source] : 0.0f;
+      x_scale[block][row] = scale;
+      if constexpr (Format::kMinimum) {
+        const uint32_t sums = present ? p.quantised.sums[source] : 0;
+        const int upper = static_cast<int16_t>(sums & 0xffff), lower = static_cast<int16_t>(sums >> 16);
+        if constexpr (kParts == 1) {
+          x_sum[block][row] = scale * static_cast<float>(upper + lower);
+        } else {
+          x_sum[block * 2][row] = scale * static_cast<float>(upper);
+          x_sum[block * 2 + 1][row] = scale * static_cast<float>(lower);
+        }
+      }
+    }
+    __syncthreads();
+    for (int block = 0; block < count; ++block) {
+      uint32_t b[Tile::kColumnTiles][2];
+      LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
+        const uint32_t* from = w[warp_column + c * 8 + group] + block * kWords + within;
+        b[c][0] = from[0];
+        b[c][1] = from[4];
+      }
+      LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
+        const int row = warp_row + r * 16 + group;
+        const uint32_t *upper = x[row] + block * kWords + within, *lower = upper + 8 * Tile::kPitch;
+        const uint32_t a[4] = {upper[0], lower[0], upper[4], lower[4]};
+        const float scales[2] = {x_scale[block][row], x_scale[block][row + 8]};
+        LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
+          int32_t dot[kParts][4];
+          LD_UNROLL for (int i = 0; i < kParts * 4; ++i) dot[i / 4][i % 4] = kSumZero;
+          if constexpr (kParts == 1) {
+            multiply_bytes(dot[0], a, b[c]);
+          } else {
+            multiply_bytes(dot[0], a[0], a[1], b[c][0]);
+            multiply_bytes(dot[1], a[2], a[3], b[c][1]);
+          }
+          const int column = warp_column + c * 8 + within * 2;
+          LD_UNROLL for (int i = 0; i < 4; ++i) {
+            float& y = sum[r][c][i];
+            float t = sum_of(dot[0][i]) * w_scale[block * kParts][column + i % 2];
+            if constexpr (kParts == 2) t = fmaf(sum_of(dot[1][i]), w_scale[block * 2 + 1][column + i % 2], t);
+            y = fmaf(t, scales[i / 2], y);
+            if constexpr (Format::kMinimum) {
+              LD_UNROLL for (int part = 0; part < kParts; ++part) {
+                y = fmaf(w_minimum[block * kParts + part][column + i % 2],
+                         x_sum[block * kParts + part][row + i / 2 * 8], y);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c)
+      LD_UNROLL for (int i = 0; i < 4; ++i) {
+    const int row = row0 + warp_row + r * 16 + group + i / 2 * 8;
+    const int column = column0 + warp_column + c * 8 + within * 2 + i % 2;
+    if (row < share.last && column < p.w.n) put(p, row, column, sum[r][c][i]);
+  }
+}
+
+template <class Tile>
+void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts) {
+  const dim3 grid(parts(product.w.n, Tile::kColumns), parts(most_rows, Tile::kRows), experts);
+  with_format(product.w.type, [&]<class Format>() {
+    if constexpr (Format::kInteger) {
+      LD_LAUNCH((int8_kernel<Format, Tile>), grid, kThreads, stream, product, rows);
+    }
+  });
+}
+
+}  // namespace
+
+void quantise(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, const Quantised& out) {
+  LD_LAUNCH(quantise_kernel, dim3(rows), kThreads, stream, x, stride, k, out);
+}
+
+void multiply_int8(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts) {
+  if (most_rows <= SmallTiles::kRows) {
+    launch<SmallTiles>(stream, product, rows, most_rows, experts);
+  } else if (most_rows <= MediumTiles::kRows) {
+    launch<MediumTiles>(stream, product, rows, most_rows, experts);
+  } else {
+    launch<LargeTiles>(stream, product, rows, most_rows, experts);
+  }
+}
+
+}  // namespace ld::cuda

@@ -1,0 +1,38 @@
+// What the kernels of matrix products share: which rows and weights a block works on, and where a sum goes. Private to
+// gemm.cu and int8.cu.
+#pragma once
+
+#include "cuda/decode.h"
+#include "cuda/kernels.h"
+
+namespace ld::cuda {
+
+// What a block works on: rows [first, last) of y and the weights, of an expert or of the one matrix there is.
+struct Share {
+  const uint8_t* data;
+  int first, last;
+};
+
+struct Rows {
+  int count;                   // where there is one matrix
+  const uint8_t* const* data;  // [experts], or null
+  const int32_t *begin, *pick;
+  __device__ Share share(const Product& p) const {
+    if (data == nullptr) return {p.w.data, 0, count};
+    return {data[blockIdx.z], begin[blockIdx.z], begin[blockIdx.z + 1]};
+  }
+  __device__ ptrdiff_t input(int row) const { return pick ? pick[row] : row; }
+};
+
+__device__ inline void put(const Product& p, int row, int column, float sum) {
+  float* y = p.y + row * p.y_stride + column;
+  if (p.bias) sum += p.bias[column];
+  *y = p.add ? *y + sum : sum;
+}
+
+inline unsigned parts(int count, int size) { return static_cast<unsigned>((count + size - 1) / size); }
+
+// int8.cu, for types of integers; `most_rows` bounds the rows of a share.
+void multiply_int8(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts);
+
+}  // namespace ld::cuda
