@@ -30,16 +30,28 @@ SHOWN_HOLES = 10
 SAMPLE_TOKENS = 96
 
 
-def likelihoods(options: argparse.Namespace) -> dict[str, Any]:
-    common = {"task": "nll", "data": options.data, "seed": 0}
-    model = evaluate(options, options.model, draws=options.draws, **common)
-    parent = evaluate(options, options.parent, **common)
-    (bound,), (exact,) = model.rows, parent.rows
-    pairs = [
-        one["nats"] / one["tokens"] - other["nats"] / other["tokens"]
-        for one, other in zip(model.records, parent.records, strict=True)
-    ]
-    return {"model": bound, "parent": exact, "gap": mean_and_error(pairs), "target": GAP}
+def likelihoods(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row for the first text, one for the first two and so on."""
+    rows: list[dict[str, Any]] = []
+    bounds: list[Any] = []
+    exact: list[Any] = []
+    for count, path in enumerate(options.data, 1):
+        common = {"task": "nll", "data": (path,), "seed": 0}
+        bounds += evaluate(options, options.model, draws=options.draws, **common).records
+        exact += evaluate(options, options.parent, **common).records
+        each = [np.array([one["nats"] / one["tokens"] for one in records]) for records in (bounds, exact)]
+        rows.append(
+            {
+                "texts": [Path(name).name for name in options.data[:count]],
+                "sequences": len(bounds),
+                "tokens": sum(record["tokens"] for record in bounds),
+                "model": mean_and_error(each[0].tolist()),
+                "parent": mean_and_error(each[1].tolist()),
+                "gap": mean_and_error((each[0] - each[1]).tolist()),
+                "target": GAP,
+            }
+        )
+    return rows
 
 
 def infilling(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -151,16 +163,20 @@ def plot(series: dict[str, list[dict[str, Any]]], title: str, to: Path) -> None:
 
 def page(result: dict[str, Any], picture: str) -> str:
     """The result as Markdown."""
-    nll, lines = result["nll"], [f"# {result['model']} beside its parent {result['parent']}", ""]
-    gap, gap_error = nll["gap"]
+    lines = [f"# {result['model']} beside its parent {result['parent']}", ""]
     lines += [
-        f"Held-out texts: {', '.join(result['data'])}. Mean ± standard error.", "",
-        "| nats per token | model, a bound | parent, exact | gap | target |", "|---|---|---|---|---|",
-        f"| {nll['model']['sequences']} sequences, {nll['model']['tokens']:,} tokens "
-        f"| {nll['model']['nats_per_token']:.3f} ± {nll['model']['error']:.3f} "
-        f"| {nll['parent']['nats_per_token']:.3f} ± {nll['parent']['error']:.3f} "
-        f"| {gap:.3f} ± {gap_error:.3f} | at most {nll['target']} |", "",
-        "The middle sentence of five filled in, its length known; the parent sees what stands before it only:", "",
+        "Nats per token of held-out texts, each line one text more; mean ± standard error over the sequences:", "",
+        "| held-out texts | sequences | tokens | model, a bound | parent, exact | gap | target |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in result["nll"]:
+        numbers = [f"{row[name][0]:.3f} ± {row[name][1]:.3f}" for name in ("model", "parent", "gap")]
+        names = ", ".join(name.partition(".")[0] for name in row["texts"])
+        lines.append(
+            f"| {names} | {row['sequences']} | {row['tokens']:,} | {' | '.join(numbers)} | at most {row['target']} |"
+        )
+    lines += [
+        "", "The middle sentence of five filled in, its length known; the parent sees what stands before it only:", "",
         "| temperature | passages | model ROUGE-L / 1 / 2 | parent ROUGE-L / 1 / 2 | difference | gain | target |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip

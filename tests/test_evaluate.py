@@ -470,9 +470,9 @@ def test_the_page_of_the_default_model(tmp_path: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == found
     assert [row["steps"] for row in found["over_steps"]["random-keep"]] == [4, 8]
     assert [row["temperature"] for row in found["infill"]] == [0.0, 0.9]
-    assert found["nll"]["gap"][0] == pytest.approx(
-        found["nll"]["model"]["nats_per_token"] - found["nll"]["parent"]["nats_per_token"]
-    )
+    (row,) = found["nll"]
+    assert row["texts"] == ["a.txt"]
+    assert row["gap"][0] == pytest.approx(row["model"][0] - row["parent"][0])
     assert len(found["samples"]) == 2
     assert "| 0.0 | 2 |" in (tmp_path / "default-model.md").read_text()
     assert (tmp_path / "default-model.png").stat().st_size > 0
