@@ -46,8 +46,8 @@ def _at_least(steps: int, threshold: float) -> dict[str, dict[str, Any]]:
 
 PRESETS: dict[str, PresetRow] = {
     "exact": PresetRow("one token a step, nothing approximated", {"": {"decoder": "llada"}}),
-    "balanced": PresetRow("5 times fewer passes, as likely but more repetitive, short texts worse", _at_least(12, 0.9)),
-    "fast": PresetRow("7 times fewer passes, perplexity two fifths higher", _at_least(8, 0.8)),
+    "balanced": PresetRow("5 times fewer passes, a little less likely and much more repetitive", _at_least(12, 0.9)),
+    "fast": PresetRow("8 times fewer passes, perplexity a quarter higher and much repetition", _at_least(8, 0.8)),
 }
 
 
