@@ -6,8 +6,8 @@
 Nats per token on held-out texts (bound against exact); the middle sentence of five filled in, where the parent is given
 what stands before it only; generative perplexity under the parent, and entropy, against denoise steps; samples, not
 picked: seeds 0, 1, ... over a list of openings. Writes JSON, a page and a plot. Both models draw at the same
-temperature and from the same nucleus, but for the row of the model's own settings. Not here: training
-(tools/make_default_model), speed.
+temperature and from the same nucleus, without a repetition penalty, but for the row of the model's own settings and
+the samples. Not here: training (tools/make_default_model), speed.
 """
 
 from __future__ import annotations

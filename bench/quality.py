@@ -10,9 +10,9 @@ of the model's own record, the same for all rows so that they compare. Perplexit
 given, under the judge, an autoregressive model of the same vocabulary that this engine runs with causal attention.
 Distinct-2 is the share of different pairs of tokens within an answer: a low perplexity with a low one is repetition.
 --timed measures the seconds instead, one prompt at a time, in turns over the rows. What is in the JSON already is not
-done again. The set blocks is
-for models with block-causal attention, whose results get a file of their own: the block decoders, and what the exact
-block cache saves. Not here: the speed of a forward pass (compare.py), choosing settings (localdiff tune).
+done again. The set blocks is for models with block-causal attention, whose results get a file of their own: the block
+decoders, and what the exact block cache saves. Not here: the speed of a forward pass (compare.py), choosing
+settings (localdiff tune).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def row_sets() -> dict[str, list[str]]:
     approximate = [f"cache={name}" for name in CACHES if name not in ("exact", "block")]
     each_decoder = [f"decoder={name}" for name in DECODERS]
     return {
-        "presets": [f"max_new_tokens=64 {each}" for each in (EXACT, *FASTER)],
+        "presets": [f"max_new_tokens=64 preset={name}" for name in PRESETS],
         "decoders": [EXACT, *(each for each in each_decoder if each != EXACT)],
         "caches": ["preset=balanced cache=exact", *(f"{row} {cache}" for row in CROSSED for cache in approximate)],
         "long": [f"{LONG} {each}" for each in (FULL, *(f"{FULL} {cache}" for cache in approximate), EXACT, *FASTER)],
@@ -141,7 +141,10 @@ class Run:
             temporary.write_text(json.dumps(self.result, indent=1) + "\n")
 
     def options(self, row: str, sampling: str) -> dict[str, Any]:
-        return {"max_new_tokens": self.arguments.answer, "seed": SEED, **self.samplings[sampling], **options_of(row)}
+        """Presets keep the penalty of the model's record, as users get them; not all decoders can have one."""
+        penalty = {} if "preset=" in row else {"repetition_penalty": 1.0}
+        common = {"max_new_tokens": self.arguments.answer, "seed": SEED, **self.samplings[sampling], **penalty}
+        return {**common, **options_of(row)}
 
     def generate(self, row: str, sampling: str) -> Iterator[Generation]:
         for at in range(0, len(self.prompts), self.arguments.batch):

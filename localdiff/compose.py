@@ -199,7 +199,9 @@ class Composer:
             lengths = [each for each in LENGTHS if each in possible] or possible[: len(LENGTHS)]
         chosen = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look, beam, lengths)
         seconds = time.perf_counter() - started if passes else 0.0
-        options, wished, drafts = _seeded(options), _wished(options), []
+        # what stands around a hole belongs into it too: a penalty of the record's is for texts that go on
+        options = replace(_seeded(options), repetition_penalty=options.repetition_penalty or 1.0)
+        wished, drafts = _wished(options), []
         for each in chosen:
             self._check_size(each)
             canvas = Canvas.of(each, self.spec.mask_token)
@@ -315,7 +317,6 @@ class Composer:
             guidance=options.guidance or 0.0,
             negative=None if options.negative_prompt is None else self._negative(options.negative_prompt, answer),
             answer=answer,
-            repetition_penalty=options.repetition_penalty or 1.0,
             unpenalised=np.array(sorted({token for token in ends if token is not None}), np.int32),
             bias_tokens=np.array(list(bias), np.int32),
             bias=np.array(list(bias.values()), np.float32),
@@ -406,7 +407,7 @@ class Composer:
             forbidden=forbidden,
             stop_tokens=stop_tokens,
             answer=answer,
-            controls=controls,
+            controls=replace(controls, repetition_penalty=settings.repetition_penalty),
             grow=grow,
             room=room,
             feedback=self.feedback and "noise" in traits,

@@ -1,9 +1,9 @@
 """Speed presets with known cost, and the profiles that `localdiff tune` stores.
 
 A preset is options by kind of attention; they count where the caller gives none. Texts stay those of the model: the
-temperature and top-p are those of its own decoder. `tuned` is what was found for one model on this machine; its profile
-lies in the user's configuration, by the content of the files, wherever they lie. No numpy here, so that help
-stays fast. Not here: how a profile is found (tuning.py), presets of diffusion records (presets.py).
+temperature, top-p and penalty are those of its own decoder. `tuned` is what was found for one model on this machine;
+its profile lies in the user's configuration, by the content of the files, wherever they lie. No numpy here, so that
+help stays fast. Not here: how a profile is found (tuning.py), presets of diffusion records (presets.py).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _at_least(steps: int, threshold: float) -> dict[str, dict[str, Any]]:
 
 PRESETS: dict[str, PresetRow] = {
     "exact": PresetRow("one token a step, nothing approximated", {"": {"decoder": "llada"}}),
-    "balanced": PresetRow("5 times fewer passes, a little less likely and much more repetitive", _at_least(12, 0.9)),
+    "balanced": PresetRow("5 times fewer passes, a little less likely and much more repetitive", _at_least(15, 0.9)),
     "fast": PresetRow("8 times fewer passes, perplexity a quarter higher and much repetition", _at_least(8, 0.8)),
 }
 
@@ -102,12 +102,12 @@ def with_preset(options: GenerateOptions, spec: DiffusionSpec, files: Files) -> 
 
 
 def sampling(spec: DiffusionSpec) -> dict[str, float]:
-    """Temperature and top-p of the model's own decoder, by its record or the decoder's defaults."""
+    """Temperature, top-p and penalty of the model's own decoder, by its record or the decoder's defaults."""
     from .decode.table import DECODERS, default_decoder
 
     row = DECODERS.get(spec.decoder or default_decoder(spec))
     defaults = {} if row is None else row.defaults
-    of_record = {name: getattr(spec, name) for name in ("temperature", "top_p")}
+    of_record = {name: getattr(spec, name) for name in ("temperature", "top_p", "repetition_penalty")}
     found = {name: defaults.get(name) if value is None else value for name, value in of_record.items()}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -21,7 +21,7 @@ ATTENTION_KINDS = ("full", "causal", "block_causal", "prefix_causal")
 PROCESSES = ("absorbing", "uniform")  # unknown positions hold the mask token, or random tokens
 _RANGES = {
     "steps": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "threshold": (0, 1),
-    "end_temperature": (0, math.inf), "entropy_bound": (0, math.inf),
+    "end_temperature": (0, math.inf), "entropy_bound": (0, math.inf), "repetition_penalty": (0.01, 100),
 }  # fmt: skip
 _NO_TOKEN = 2**32 - 1  # what some writers store for "none"
 KIND_WORDS = {
@@ -56,8 +56,8 @@ class DiffusionSpec:
     block_length  positions per block for block_causal and the default of block decoders; 0 = none
     canvas_max    longest canvas seen in training, in tokens; 0 = the context length
     process       noise process, one of PROCESSES
-    decoder, steps, temperature, top_p, threshold, end_temperature, entropy_bound   defaults of generation; None = the
-                  decoder's own default
+    decoder, steps, temperature, top_p, threshold, end_temperature, entropy_bound, repetition_penalty   defaults of
+                  generation; None = the decoder's own default
     stop_tokens   ids after which text is trimmed
     pad_token, sep_token   ids used in training layouts, None where absent
     expand_token, delete_token   ids that stand for two masks and for none, None where the model has them not
@@ -83,6 +83,7 @@ class DiffusionSpec:
     canvas_length: int = 0
     end_temperature: float | None = None
     entropy_bound: float | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -178,6 +179,7 @@ _GGUF_KEYS = {
     "temperature": "localdiff.temperature",
     "top_p": "localdiff.top_p",
     "threshold": "localdiff.threshold",
+    "repetition_penalty": "localdiff.repetition_penalty",
     "stop_tokens": "localdiff.stop_token_ids",
     "pad_token": "localdiff.pad_token_id",
     "sep_token": "localdiff.sep_token_id",

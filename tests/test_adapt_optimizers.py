@@ -136,8 +136,8 @@ def test_what_has_no_meaning_is_refused(options, monkeypatch):
         ({"schedule": "cosine"}, "--decay-steps has no meaning without --schedule wsd; leave it out"),
         ({"method": "bd3lm", "anneal_steps": None}, "--spans has no meaning with --method bd3lm; leave it out"),
         ({"method": "ar", "anneal_steps": None, "mask_token": None}, "has no meaning with --method ar; leave it out"),
-        ({"spans": 1.5}, "--spans is 1.5, expected a number from 0 to 1"),
-        ({"times": "even"}, "--times is 'even', expected independent or stratified"),
+        ({"spans": 1.5}, "--spans is 1.5, expected 0 to 1"),
+        ({"times": "even"}, "--times is 'even', expected one of independent, stratified"),
     ]:
         with pytest.raises(OptionError, match=sentence):
             replace(options, **change)

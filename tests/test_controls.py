@@ -4,6 +4,7 @@ alternatives - on a fake engine that shows what it was asked, and on the embedde
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from localdiff.errors import OptionError
 from localdiff.model import Model
 from localdiff.options import GenerateOptions
 from localdiff.page import Span
+from localdiff.profiles import with_preset
 from localdiff.spec import DiffusionSpec
 from localdiff.stops import StopStrings
 from localdiff.text import Tokenizer
@@ -471,3 +473,17 @@ def test_the_command_line_prints_every_sample(tmp_path: Path) -> None:
     shown = subprocess.run(base, capture_output=True, text=True, check=True).stdout
     assert shown.startswith("--- 1, seed 3\n")
     assert "\n--- 2, seed 4\n" in shown
+
+
+def test_a_records_penalty_counts_with_its_own_decoder_and_in_presets() -> None:
+    record = replace(SPEC, decoder="llada", repetition_penalty=1.3)
+    penalty = lambda record, **options: settings_for(GenerateOptions(**options), record, 8).repetition_penalty  # noqa: E731
+    assert penalty(record) == 1.3
+    assert penalty(record, repetition_penalty=1.0) == 1.0
+    assert penalty(record, decoder="topk") == 1.0
+    assert penalty(record, decoder="rdm") == 1.0
+    assert with_preset(GenerateOptions(preset="balanced"), record, ()).repetition_penalty == 1.3
+    with pytest.raises(OptionError, match="a repetition of itself"):
+        penalty(replace(record, decoder="rdm"))
+    model, _ = model_of(random_table(TOKENIZER.vocab_size), record)
+    assert model.generate("hello", max_new_tokens=4, seed=1).decoder["repetition_penalty"] == 1.3

@@ -272,8 +272,9 @@ def _denoising(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "diffusion", f"from {', '.join(facts['sources'])}{later}"
     for notice in facts["notices"]:
         yield "  notice", _plain(notice)
+    of_sampler = ("decoder", "steps", "temperature", "top_p", "threshold", "repetition_penalty")
     for name, value in record.items():
-        if value is None or value == () or name in ("decoder", "steps", "temperature", "top_p", "threshold"):
+        if value is None or value == () or name in of_sampler:
             continue
         text = f" {_value(facts['mask_text'])}" if name == "mask_token" and facts["mask_text"] is not None else ""
         yield f"  {name}", (_NONE.get(name) if value == 0 else None) or _value(value) + text

@@ -61,7 +61,7 @@ REFUSALS = (
     ),
     Refusal(
         lambda it: (
-            "repetition_penalty" in it.asked and bool({"rewrites", "revises"} & it.traits)
+            it.settings.repetition_penalty != 1 and bool({"rewrites", "revises"} & it.traits)
         ),
         "the decoder {decoder} looks at written tokens again, and repetition_penalty would count each of them as a "
         "repetition of itself; choose another decoder",

@@ -1,9 +1,9 @@
 """The one table of decoders: names, sources, defaults, options; and how the settings in force are found.
 
-A value comes from the caller, else from the model record, else from the decoder's row. The record's steps, temperature,
-top_p and threshold were chosen with its own decoder, so they count only where that one is used (or none is named). An
-option that the decoder does not know is refused, and so is what combines badly (refusals.py). The decoders' code is
-imported when one is made. Caches have a table of their own (cache/table.py).
+A value comes from the caller, else from the model record, else from the decoder's row. The record's steps, threshold
+and sampling were chosen with its own decoder, so they count only where that one is used (or none is named). An option
+that the decoder does not know is refused, and so is what combines badly (refusals.py). The decoders' code is imported
+when one is made. Caches have a table of their own (cache/table.py).
 """
 
 from __future__ import annotations
@@ -192,8 +192,10 @@ DECODERS: dict[str, DecoderRow] = {
 DEFAULT_DECODER = "random-keep"
 
 CONSTRAINTS = ("json_schema", "json_object", "regex", "grammar")  # options of which one at most is given
-_SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}  # every decoder takes these
-_OF_RECORD = ("steps", "threshold", "temperature", "top_p", "end_temperature", "entropy_bound")
+_SAMPLING = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}  # every decoder takes these
+_OF_RECORD = (
+    "steps", "threshold", "temperature", "top_p", "repetition_penalty", "end_temperature", "entropy_bound"
+)  # fmt: skip
 
 
 def words(option: str) -> tuple[str, ...]:
@@ -213,6 +215,7 @@ class Settings:
     temperature: float
     top_k: int
     top_p: float
+    repetition_penalty: float
     cache: str
     cache_window: int | None = None
     cache_refresh: int | None = None
@@ -246,14 +249,13 @@ class Settings:
     aligned: bool = False
 
     def shown(self) -> dict[str, Any]:
-        """The settings for people, without those that the decoder has not."""
-        hidden = ("aligned", "report_drift")
+        """The settings for people, without those that the decoder has not, nor a penalty that is off."""
+        hidden = ("aligned", "report_drift", *(["repetition_penalty"] if self.repetition_penalty == 1 else []))
         return {name: value for name, value in asdict(self).items() if value is not None and name not in hidden}
 
 
 # options that every decoder goes with, but for refusals.py: see controls.py
-CONTROLS = ("stop", "logit_bias", "ban", "only", "repetition_penalty", "guidance", "negative_prompt", "alternatives",
-            "deadline")  # fmt: skip
+CONTROLS = ("stop", "logit_bias", "ban", "only", "guidance", "negative_prompt", "alternatives", "deadline")
 
 _EVERY = (
     "decoder", "cache", "cache_window", "cache_refresh", "report_drift", "constraint", "grow", "aligned", *_SAMPLING,
