@@ -46,8 +46,8 @@ def _at_least(steps: int, threshold: float) -> dict[str, dict[str, Any]]:
 
 PRESETS: dict[str, PresetRow] = {
     "exact": PresetRow("one token a step, nothing approximated", {"": {"decoder": "llada"}}),
-    "balanced": PresetRow("5 times fewer passes, a little less likely and much more repetitive", _at_least(15, 0.9)),
-    "fast": PresetRow("8 times fewer passes, perplexity a quarter higher and much repetition", _at_least(8, 0.8)),
+    "balanced": PresetRow("4 times fewer passes, as likely and a little more repetitive", _at_least(15, 0.9)),
+    "fast": PresetRow("8 times fewer passes, perplexity two thirds higher and some repetition", _at_least(8, 0.8)),
 }
 
 
