@@ -468,3 +468,18 @@ def write_gguf(
             writer.add_tensor(name, array)
     finish(writer)
     return path
+
+
+class FamilyFiles:
+    """The GGUF files of tiny random models by family, in `folder`; each is written when it is first asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, name: str) -> Path:
+        path = self.folder / f"{name}.gguf"
+        if not path.exists():
+            family = FAMILIES[name]
+            model = make_model(family)
+            write_gguf(path, family.arch, metadata_of(family, model), tensors_of(family, model))
+        return path

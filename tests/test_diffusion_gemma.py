@@ -5,7 +5,6 @@ one, and whole generations. The budget is that of all architectures: 1e-5 of the
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from emulated import PLUGIN, needs_plugin
 from tiny import VOCAB
 from tiny_gemma import CANVAS, TEXT, WINDOW, TinyGemma, make_gemma
 
@@ -31,7 +31,6 @@ from localdiff.presets import resolve
 ISAS = [name for name, supported in isa_rows() if supported]
 BUDGET = 1e-5
 ROOT = Path(__file__).resolve().parent.parent
-PLUGIN = Path(os.environ.get("LOCALDIFF_CUDA", ROOT / "build" / "dev" / "liblocaldiff_cuda_emulated.so"))
 BUNDLED = ROOT / "localdiff" / "models" / "localdiff-stories.gguf"
 
 
@@ -136,7 +135,7 @@ def test_a_canvas_does_not_depend_on_its_neighbours(engine: EngineModel) -> None
             assert np.array_equal(one.entropy, many[slot].entropy)
 
 
-@pytest.mark.skipif(not PLUGIN.is_file(), reason="the emulated plug-in is not built: tools/dev build")
+@needs_plugin
 def test_a_gpu_gives_the_processors_logits(file: Path, engine: EngineModel) -> None:
     prompt, canvas = drawn(11, 8), drawn(CANVAS, 9)
     found = []

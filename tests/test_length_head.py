@@ -5,17 +5,17 @@ Hidden states are transformers', the head is the one that adapt trains; the engi
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from architectures import FAMILIES, HEADS, VOCAB, make_model, metadata_of, tensors_of, write_gguf
+from emulated import DEVICES, PLUGIN
 from tiny import tiny_checkpoint
 
 from localdiff.convert import convert
-from localdiff.engine import EngineModel, File, Request, isa_rows
+from localdiff.engine import EngineModel, File, Request
 from localdiff.errors import Cancelled, EngineError, ModelFileError
 from localdiff.quantize import quantize
 
@@ -28,9 +28,6 @@ from localdiff.adapt.length_head import LengthHead  # noqa: E402
 from localdiff.convert.length_head import FILE as LENGTH_HEAD  # noqa: E402
 from localdiff.convert.length_head import ROWS  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
-PLUGIN = Path(os.environ.get("LOCALDIFF_CUDA", ROOT / "build" / "dev" / "liblocaldiff_cuda_emulated.so"))
-DEVICES = [name for name, supported in isa_rows() if supported] + (["cuda"] if PLUGIN.is_file() else [])
 CLASSES = 130  # more than the vocabulary
 BODIES = ("BERT", "XLM-R", "XLM-R XL", "ModernBERT", "DiffuGPT", "LLaDA")
 
@@ -84,20 +81,18 @@ def prompt_of(length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(5, VOCAB, length, dtype=np.int32)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", BODIES)
-def test_the_engines_logits_are_those_of_torch(name: str, files: Any) -> None:
+def test_the_engines_logits_are_those_of_torch(name: str, device: str, files: Any) -> None:
     path, model, head = files(name)
-    for device in DEVICES:
-        if device == "cuda" and name not in ("XLM-R", "ModernBERT"):
-            continue  # emulated: the others ask nothing new of it
-        engine = open_on(path, device)
-        assert engine.info.lengths == CLASSES
-        with engine.session(slots=2, slot_length=40, threads=1) as session:
-            for prompt in (prompt_of(1), prompt_of(33)) if device != "cuda" else (prompt_of(7),):
-                expected = expected_logits(FAMILIES[name], model, head, prompt)
-                found = session.lengths(prompt, slot=1)
-                assert found.shape == (CLASSES,)
-                assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max()), device
+    engine = open_on(path, device)
+    assert engine.info.lengths == CLASSES
+    with engine.session(slots=2, slot_length=40, threads=1) as session:
+        for prompt in (prompt_of(1), prompt_of(33)) if device != "cuda" else (prompt_of(7),):
+            expected = expected_logits(FAMILIES[name], model, head, prompt)
+            found = session.lengths(prompt, slot=1)
+            assert found.shape == (CLASSES,)
+            assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
 
 
 def test_a_head_changes_nothing_else_and_depends_on_nothing_else(files: Any) -> None:

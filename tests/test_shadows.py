@@ -4,23 +4,19 @@ Every kernel row, and the GPU's kernels where their emulation is built, against 
 does not know of them, in whatever company; caches under them; what is refused.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from architectures import FAMILIES, VOCAB, make_model, metadata_of, tensors_of, write_gguf
+from architectures import VOCAB, FamilyFiles
+from emulated import DEVICES, PLUGIN
 from reference import Reference, visible_to
 
-from localdiff.engine import EngineModel, File, Proposal, Request, isa_rows
+from localdiff.engine import EngineModel, File, Proposal, Request
 from localdiff.errors import EngineError
 
-PLUGIN = Path(__file__).resolve().parent.parent / "build" / "dev" / "liblocaldiff_cuda_emulated.so"
-PLUGIN = Path(os.environ.get("LOCALDIFF_CUDA", PLUGIN))
-no_plugin = pytest.mark.skipif(not PLUGIN.is_file(), reason="the emulated plug-in is not built: tools/dev build")
-DEVICES = [name for name, supported in isa_rows() if supported] + [pytest.param("cuda", marks=no_plugin)]
 NAMES = ("BERT", "Dream", "SDAR-MoE")  # learned positions; rotary; experts
 LENGTH, MASK = 21, 4
 KINDS: list[tuple[str, dict[str, int]]] = [
@@ -29,18 +25,8 @@ KINDS: list[tuple[str, dict[str, int]]] = [
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("shadows")
-
-    def get(name: str) -> Path:
-        path = folder / f"{name}.gguf"
-        if not path.exists():
-            family = FAMILIES[name]
-            model = make_model(family)
-            write_gguf(path, family.arch, metadata_of(family, model), tensors_of(family, model))
-        return path
-
-    return get
+def files(tmp_path_factory: pytest.TempPathFactory) -> FamilyFiles:
+    return FamilyFiles(tmp_path_factory.mktemp("shadows"))
 
 
 def open_model(path: Path, device: str) -> EngineModel:
@@ -83,7 +69,7 @@ def same(a: Proposal, b: Proposal, count: int) -> bool:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
-def test_shadows_are_what_the_reference_says(files: Any, name: str, device: str) -> None:
+def test_shadows_are_what_the_reference_says(files: FamilyFiles, name: str, device: str) -> None:
     with open_model(files(name), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
         for kind, extra in KINDS:
             for shift in (False, True):
@@ -94,7 +80,7 @@ def test_shadows_are_what_the_reference_says(files: Any, name: str, device: str)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_scores_are_those_of_the_token_that_stands_there(files: Any, device: str) -> None:
+def test_the_scores_are_those_of_the_token_that_stands_there(files: FamilyFiles, device: str) -> None:
     """Whatever the sampling: nothing is drawn, and the probability is that of the token."""
     with open_model(files("Dream"), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
         drawn: dict[str, Any] = {"temperature": 0.7, "seed": 3}
@@ -116,7 +102,7 @@ def test_the_scores_are_those_of_the_token_that_stands_there(files: Any, device:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_canvas_does_not_know_of_its_shadows(files: Any, device: str) -> None:
+def test_the_canvas_does_not_know_of_its_shadows(files: FamilyFiles, device: str) -> None:
     with open_model(files("Dream"), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
         for kind, extra in KINDS:
             request = shadowed(attention=kind, temperature=0.8, **extra)
@@ -128,7 +114,7 @@ def test_the_canvas_does_not_know_of_its_shadows(files: Any, device: str) -> Non
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("device", DEVICES)
-def test_shadows_do_not_depend_on_threads_or_company(files: Any, device: str, threads: int) -> None:
+def test_shadows_do_not_depend_on_threads_or_company(files: FamilyFiles, device: str, threads: int) -> None:
     with open_model(files("Dream"), device) as model:
         requests = [
             shadowed(1), Request(tokens_of(2, 9), np.arange(9, dtype=np.int32), 1), shadowed(3, True, 2),
@@ -144,7 +130,7 @@ def test_shadows_do_not_depend_on_threads_or_company(files: Any, device: str, th
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_kept_rows_are_what_shadows_see(files: Any, device: str) -> None:
+def test_kept_rows_are_what_shadows_see(files: FamilyFiles, device: str) -> None:
     """A block of a block-causal canvas, the rest kept: the bits of computing everything."""
     with open_model(files("SDAR-MoE"), device) as model, model.session(slot_length=LENGTH + 5, threads=1) as session:
         request = shadowed(attention="block_causal", block_length=7)
@@ -154,7 +140,7 @@ def test_kept_rows_are_what_shadows_see(files: Any, device: str) -> None:
         assert np.array_equal(part, whole[14:])
 
 
-def test_what_cannot_be_done_is_refused(files: Any) -> None:
+def test_what_cannot_be_done_is_refused(files: FamilyFiles) -> None:
     request = shadowed()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"shadows": request.shadows[:3]}, "hidden has 5 positions and shadows 3 tokens"),
