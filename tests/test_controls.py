@@ -487,3 +487,5 @@ def test_a_records_penalty_counts_with_its_own_decoder_and_in_presets() -> None:
         penalty(replace(record, decoder="rdm"))
     model, _ = model_of(random_table(TOKENIZER.vocab_size), record)
     assert model.generate("hello", max_new_tokens=4, seed=1).decoder["repetition_penalty"] == 1.3
+    assert "repetition_penalty" not in model.infill("hello [[3]] hello", seed=1).decoder
+    assert model.infill("hello [[3]]", seed=1, repetition_penalty=1.1).decoder["repetition_penalty"] == 1.1
