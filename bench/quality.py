@@ -38,7 +38,7 @@ from localdiff.cache.table import CACHES
 from localdiff.decode.table import DECODERS
 from localdiff.errors import OptionError
 from localdiff.generation import Generation
-from localdiff.model import EMBEDDED
+from localdiff.loading import EMBEDDED
 from localdiff.options import GenerateOptions
 from localdiff.profiles import PRESETS
 from localdiff.quality import agreement, distinct, judged, perplexity

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from . import errors
     from .canvas import Canvas, Hole
     from .generation import DenoiseEvent, DenoiseStream, Generation
-    from .model import Model, generate, infill, load
+    from .loading import generate, infill, load
+    from .model import Model
     from .options import GenerateOptions
     from .spec import DiffusionSpec
 
@@ -30,9 +31,9 @@ _HOMES = {
     "Generation": "generation",
     "Hole": "canvas",
     "Model": "model",
-    "generate": "model",
-    "infill": "model",
-    "load": "model",
+    "generate": "loading",
+    "infill": "loading",
+    "load": "loading",
 }
 __all__ = [
     "Canvas", "DenoiseEvent", "DenoiseStream", "DiffusionSpec", "GenerateOptions", "Generation", "Hole", "Model",

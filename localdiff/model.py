@@ -2,12 +2,11 @@
 
 compose.py makes pages of prompts, a DenoiseStream (generation.py) runs them in a session that the model lends. A Model
 may be used from several threads; each running generation has a session of its own. The tokenizer is built when it is
-first needed, so that logits work for files without one. Not here: the loop, decoders, files.
+first needed, so that logits work for files without one. Not here: opening files (loading.py), the loop, decoders.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,79 +16,29 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from .adapters import Lora, opened, scaled_paths
-from .arithmetic import Arithmetic, check, decide, fingerprint
+from .arithmetic import Arithmetic, decide, fingerprint
 from .cache.saved import Identity, SavedPrompt, check_attention, keepable, load_prompt, prompt_request
 from .cache.state import State, reach
 from .canvas import Hole
 from .compose import Composer, LengthLogits, token_ids
-from .devices import choose
-from .engine import EngineModel, File, Float32, Int32, Proposal, Request, Session
+from .engine import EngineModel, Float32, Int32, Proposal, Request, Session
 from .errors import ModelFileError, OptionError
 from .generation import DenoiseStream, Generation, Setup
-from .hub.store import located
 from .infill import check_parts, parse_infill
 from .options import GenerateOptions, merge
 from .page import Page
-from .presets import record_in_force
 from .profiles import TUNED, profile_of, with_preset
 from .sessions import SessionPool
 from .spec import ATTENTION_KINDS, DiffusionSpec
 
 if TYPE_CHECKING:
+    from .decode.loop import Job
     from .text import ChatTemplate, Tokenizer
 
-EMBEDDED = Path(__file__).parent / "models" / "localdiff-stories.gguf"
 BACKGROUND_ROWS = 32
 
 Propose = Callable[[list[Request]], list[Proposal]]  # one call of the engine
 Prompt = str | Sequence[int]  # text, or raw token ids which are taken as they are
-
-
-def load(
-    path: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    diffusion: str | None = None,
-    isa: str | None = None,
-    access: str = "map",
-    lora: Lora = (),
-    math: str = "auto",
-    gpu_layers: int | None = None,
-) -> Model:
-    """Load a GGUF file.
-
-    path       a file, or the name of a downloaded model; None: the small story model that comes with the package
-    device     "cpu", "cuda", "llamacpp" (llama.cpp computes), or "auto": a GPU where one can be used (not with isa)
-    threads    None: all that the process may use
-    diffusion  a preset or `mask=811,shift=1,attn=full,...`, for files without a diffusion record or to override it
-    isa        name of a CPU kernel row, None = the best
-    access     "map" starts at once; "read" survives the file being changed while in use
-    lora       GGUF adapters for this model, each a path or "PATH=SCALE"; the file of the model stays as it is
-    math       arithmetic of quantised weights: "exact", "fast", or "auto", fast where it hardly changes the output
-    gpu_layers how many layers a GPU takes, the last ones; None: as many as its memory holds
-    raises     ModelFileError, OptionError
-    """
-    chosen = choose("cpu" if isa is not None and device == "auto" else device).for_layers(gpu_layers)
-    if path is None and not EMBEDDED.is_file():
-        raise ModelFileError(f"the embedded model {EMBEDDED} is missing; name a GGUF file, or reinstall localdiff")
-    where = EMBEDDED if path is None else located(path)
-    check(math)
-    with File.open(where, access) as file, opened(lora, access) as adapters:
-        metadata = file.metadata
-        found = record_in_force(metadata, diffusion)
-        if chosen.name == "llamacpp":
-            from .llamacpp import LlamaModel, check_loading
-
-            check_loading(isa, math, bool(adapters))
-            engine: EngineModel = LlamaModel(file)
-        else:
-            engine = EngineModel(
-                file, isa=isa, threads=threads, adapters=adapters, device=chosen.where, gpu_layers=gpu_layers
-            )
-        unused = (f"{where.name} holds what the model does not need: {left}",) if (left := engine.info.skipped) else ()
-        beside = scaled_paths(lora)
-        return Model(engine, dict(metadata), found.spec, where, threads, found.notices + unused, math, beside)
 
 
 class Model:
@@ -99,6 +48,7 @@ class Model:
     notices         sentences a user should see: what the record was guessed from
     path, metadata  of the file; adapters: the files beside it and their scales
     info            shape and kernel row (engine.ModelInfo)
+    check_job       raises OptionError for a way of decoding that the engine cannot do; None = it does them all
     """
 
     def __init__(
@@ -111,6 +61,7 @@ class Model:
         notices: tuple[str, ...] = (),
         math: str = "auto",
         adapters: Sequence[tuple[Path, float]] = (),
+        check_job: Callable[[Job], None] | None = None,
     ) -> None:
         self.info = engine.info
         self.spec = spec
@@ -128,6 +79,7 @@ class Model:
         self._threads = threads
         self._wanted_math = math
         self._files = [(path, 1.0), *adapters]
+        self._check_job = check_job
         self._pool = SessionPool(engine, threads)
 
     @property
@@ -460,12 +412,10 @@ class Model:
         return with_preset(options, self.spec, self._files)
 
     def _checked(self, pages: list[Page]) -> list[Page]:
-        """The pages. Raises OptionError for settings that the device cannot do."""
-        if self.device == "llamacpp":
-            from .llamacpp import check_job
-
+        """The pages. Raises OptionError for settings that the engine cannot do."""
+        if self._check_job is not None:
             for page in pages:
-                check_job(page.job)
+                self._check_job(page.job)
         return pages
 
     def _run(self, pages: list[Page]) -> DenoiseStream:
@@ -487,21 +437,6 @@ class Model:
             lengths,
             self.info.feedback,
         )
-
-
-@functools.cache
-def _embedded() -> Model:
-    return load()
-
-
-def generate(prompt: Prompt, options: GenerateOptions | None = None, **named: Any) -> Any:
-    """Continue a prompt with the embedded model; see Model.generate."""
-    return _embedded().generate(prompt, options, **named)
-
-
-def infill(text: str | Sequence[str | Hole], options: GenerateOptions | None = None, **named: Any) -> Any:
-    """Fill the holes of a text with the embedded model; see Model.infill."""
-    return _embedded().infill(text, options, **named)
 
 
 def _results(stream: DenoiseStream) -> list[Generation]:

@@ -14,7 +14,7 @@ from localdiff import arithmetic
 from localdiff.arithmetic import BOUND, Arithmetic, decide, judge
 from localdiff.engine import EngineModel, File, Request, isa_rows
 from localdiff.errors import OptionError
-from localdiff.model import EMBEDDED
+from localdiff.loading import EMBEDDED
 from localdiff.quantize.driver import quantize
 from localdiff.spec import DiffusionSpec
 

@@ -12,7 +12,7 @@ import pytest
 
 import localdiff
 from localdiff.decode.table import settings_for
-from localdiff.model import EMBEDDED
+from localdiff.loading import EMBEDDED
 from localdiff.options import GenerateOptions
 from localdiff.spec import DiffusionSpec
 

@@ -22,7 +22,8 @@ from localdiff.decode.loop import Job, Step, denoise
 from localdiff.decode.table import DECODERS, make_decoder, settings_for
 from localdiff.engine import EngineModel, File, Request
 from localdiff.errors import EngineError, OptionError
-from localdiff.model import EMBEDDED, Model
+from localdiff.loading import EMBEDDED
+from localdiff.model import Model
 from localdiff.options import GenerateOptions
 from localdiff.spec import DiffusionSpec
 

@@ -7,15 +7,16 @@ themselves are tested in cpp/test_cuda.cpp. What only a GPU can show is `tools/d
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from architectures import FAMILIES, VOCAB, make_model, metadata_of, tensors_of, write_gguf
+from architectures import FAMILIES, VOCAB, FamilyFiles
+from emulated import PLUGIN, needs_plugin
 from reference import Reference, visible_to
 from tiny_gguf import write_tiny
 
@@ -23,18 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 from random_model import Shape, random_blocks, write_random_model  # noqa: E402
 
 import localdiff  # noqa: E402
+from localdiff import devices
 from localdiff.engine import EngineModel, File, Request, measure_device_peak  # noqa: E402
 from localdiff.errors import EngineError, OptionError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-PLUGIN = Path(os.environ.get("LOCALDIFF_CUDA", ROOT / "build" / "dev" / "liblocaldiff_cuda_emulated.so"))
 
 KINDS = (
     "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
     "Q4_K_M",
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not PLUGIN.is_file(), reason="the emulated plug-in is not built: tools/dev build")
+pytestmark = needs_plugin
 
 
 def open_model(path: Path, device: str | Path = PLUGIN, **options: Any) -> EngineModel:
@@ -59,22 +60,12 @@ def divergence(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("cuda")
-
-    def get(name: str) -> Path:
-        path = folder / f"{name}.gguf"
-        if not path.exists():
-            family = FAMILIES[name]
-            model = make_model(family)
-            write_gguf(path, family.arch, metadata_of(family, model), tensors_of(family, model))
-        return path
-
-    return get
+def files(tmp_path_factory: pytest.TempPathFactory) -> FamilyFiles:
+    return FamilyFiles(tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_architecture_gives_the_processors_logits(files: Any, name: str) -> None:
+def test_every_architecture_gives_the_processors_logits(files: FamilyFiles, name: str) -> None:
     tokens = tokens_of(19)
     expected = logits(open_model(files(name), "cpu"), tokens)
     found = logits(open_model(files(name)), tokens)
@@ -86,7 +77,7 @@ def test_every_architecture_gives_the_processors_logits(files: Any, name: str) -
     ("kind", "extra"),
     [("causal", {}), ("block_causal", {"block_length": 4}), ("prefix_causal", {"prefix": 7})],
 )
-def test_every_kind_of_attention(files: Any, name: str, kind: str, extra: dict[str, int]) -> None:
+def test_every_kind_of_attention(files: FamilyFiles, name: str, kind: str, extra: dict[str, int]) -> None:
     tokens = tokens_of(19, 1)
     expected = logits(open_model(files(name), "cpu"), tokens, attention=kind, **extra)
     found = logits(open_model(files(name)), tokens, attention=kind, **extra)
@@ -121,7 +112,7 @@ def test_quantised_weights_in_bfloat16(tmp_path: Path, kind: str, monkeypatch: p
     assert divergence(exact, found) <= 1.2 * divergence(exact, processor) <= 5e-3
 
 
-def test_a_canvas_does_not_depend_on_its_neighbours(files: Any) -> None:
+def test_a_canvas_does_not_depend_on_its_neighbours(files: FamilyFiles) -> None:
     model = open_model(files("SDAR-MoE"))
     requests = [
         Request(tokens_of(n, n), np.arange(n, dtype=np.int32), slot=slot, temperature=0.8, top_p=0.9, seed=n)
@@ -138,7 +129,7 @@ def test_a_canvas_does_not_depend_on_its_neighbours(files: Any) -> None:
             assert np.array_equal(alone.probability, other.probability)
 
 
-def test_cached_blocks_equal_one_pass(files: Any) -> None:
+def test_cached_blocks_equal_one_pass(files: FamilyFiles) -> None:
     model, tokens = open_model(files("SDAR")), tokens_of(16, 4)
     block = {"attention": "block_causal", "block_length": 4}
     whole = logits(model, tokens, **block)
@@ -149,7 +140,7 @@ def test_cached_blocks_equal_one_pass(files: Any) -> None:
             assert np.array_equal(part, whole[rows])
 
 
-def test_guidance_biases_drift_and_saved_state(files: Any) -> None:
+def test_guidance_biases_drift_and_saved_state(files: FamilyFiles) -> None:
     tokens, rows = tokens_of(12, 6), np.arange(12, dtype=np.int32)
     answers = []
     for device in ("cpu", PLUGIN):
@@ -181,7 +172,7 @@ def test_guidance_biases_drift_and_saved_state(files: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["Dream", "ModernBERT", "SDAR-MoE"])
-def test_layers_split_between_processor_and_gpu(files: Any, name: str) -> None:
+def test_layers_split_between_processor_and_gpu(files: FamilyFiles, name: str) -> None:
     """Every split gives the processor's logits and tokens; a slot's state is one, wherever its layers are."""
     tokens, rows = tokens_of(19, 3), np.arange(19, dtype=np.int32)
     expected = logits(open_model(files(name), "cpu"), tokens)
@@ -211,7 +202,7 @@ def test_layers_split_between_processor_and_gpu(files: Any, name: str) -> None:
         np.testing.assert_allclose(drift, drifts[0], atol=1e-5)
 
 
-def test_as_many_layers_as_memory_holds(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_layers_as_memory_holds(files: FamilyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     path = files("Dream")
     planned = [open_model(path, plan=True, gpu_layers=count) for count in range(4)]
     needs = [model.memory.device_weights + model.plan_device(1, 64) for model in planned]
@@ -242,7 +233,7 @@ def test_what_the_device_can_do_at_best() -> None:
     assert min(peak.int8_gops, peak.bf16_gflops, peak.f32_gflops, peak.memory_gbps) > 0
 
 
-def test_what_the_plugin_refuses(files: Any, tmp_path: Path) -> None:
+def test_what_the_plugin_refuses(files: FamilyFiles, tmp_path: Path) -> None:
     path = files("Dream")
     engine = next((ROOT / "localdiff" / "lib").glob("liblocaldiff.*"))
     program = (
@@ -266,3 +257,21 @@ def test_what_the_plugin_refuses(files: Any, tmp_path: Path) -> None:
     assert planned.plan(slot_length=8) > 0
     with pytest.raises(OptionError, match="opened to plan"):
         planned.session(slot_length=8)
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plug-in is what device="cuda" opens."""
+    monkeypatch.setenv("LOCALDIFF_CUDA", str(PLUGIN))
+    devices._cuda.cache_clear()
+    yield
+    devices._cuda.cache_clear()
+
+
+@pytest.mark.usefixtures("chosen")
+def test_threads_that_nothing_computes_with_are_told(files: FamilyFiles) -> None:
+    for layers, told in ((None, True), (1, False)):
+        with localdiff.load(
+            files("Dream"), device="cuda", threads=2, gpu_layers=layers, diffusion="mask=4,shift=1"
+        ) as model:
+            assert any("threads (2) changes nothing" in notice for notice in model.notices) == told

@@ -25,7 +25,7 @@ import localdiff
 from localdiff.engine import EngineModel, File, Request, pack_tokens, propose_logits
 from localdiff.errors import Cancelled, EngineError, OptionError
 from localdiff.llamacpp import process
-from localdiff.model import EMBEDDED
+from localdiff.loading import EMBEDDED
 
 TESTS = Path(__file__).resolve().parent
 PEER = os.environ.get("LOCALDIFF_LLAMA_PYTHON")

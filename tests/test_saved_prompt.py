@@ -15,7 +15,8 @@ from localdiff.cache.state import reach
 from localdiff.cli import main
 from localdiff.engine import EngineModel, File, Request, Session
 from localdiff.errors import EngineError, LocaldiffError, ModelFileError, OptionError
-from localdiff.model import EMBEDDED, Model
+from localdiff.loading import EMBEDDED
+from localdiff.model import Model
 
 PROMPT = "Once upon a time there was a little girl who lived in a small house near the big river. One day"
 ATTENTION = ["attn=block_causal,block=8", "attn=prefix_causal"]

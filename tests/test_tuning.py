@@ -16,7 +16,7 @@ from localdiff.cache.table import CACHES
 from localdiff.cli import main
 from localdiff.decode.table import settings_for
 from localdiff.errors import LocaldiffError, ModelFileError, OptionError
-from localdiff.model import EMBEDDED
+from localdiff.loading import EMBEDDED
 from localdiff.options import GenerateOptions
 from localdiff.profiles import PRESETS, Profile, profile_of, recall, remember, store, with_preset
 from localdiff.quality import agreement, distinct, judged, own, perplexity

@@ -19,7 +19,7 @@ from ..errors import LocaldiffError
 def command(cflags: bool, libs: bool) -> int:
     """Show version, processor, threads and the default model; exit code 1 where something is missing."""
     from ..engine import PACKAGE, isa_rows, library_version
-    from ..model import EMBEDDED
+    from ..loading import EMBEDDED
 
     if cflags or libs:
         where = PACKAGE / "lib"

@@ -99,7 +99,7 @@ def loading(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(model: str | None, values: dict[str, Any], access: str = "map") -> Model:
-    from ..model import load as load_model
+    from ..loading import load as load_model
 
     loaded = load_model(model, **loading(values), access=access)
     show_notices(loaded)

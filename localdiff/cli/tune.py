@@ -80,7 +80,7 @@ def _tuned(model: str, values: dict[str, Any]) -> Profile:
 
 
 def _judge(path: str, model: Model) -> Model:
-    from ..model import load
+    from ..loading import load
 
     judge = load(path)
     if judge.metadata.get("tokenizer.ggml.tokens") != model.metadata.get("tokenizer.ggml.tokens"):

@@ -17,7 +17,8 @@ from typing import Any
 from ..engine import File
 from ..errors import ModelFileError, OptionError
 from ..hub.store import located
-from ..model import EMBEDDED, Model, load
+from ..loading import EMBEDDED, load
+from ..model import Model
 from ..options import GenerateOptions
 from ..presets import record_in_force
 from ..spec import DiffusionSpec

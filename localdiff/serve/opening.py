@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..model import load
+from ..loading import load
 from .hub import Hub
 from .scheduler import Limits
 
