@@ -20,22 +20,31 @@ def masked_of(canvas: Canvas, block: Int32) -> Int32:
     return masked
 
 
+def numbers(canvas: Canvas, block_length: int, aligned: bool) -> Int32:
+    """int32 [len(canvas.maskable)]: the block of each position to fill, counted from 0; ascending."""
+    positions = canvas.maskable
+    if not aligned:
+        return np.arange(len(positions), dtype=np.int32) // block_length
+    begins = np.diff(positions // block_length, prepend=positions[:1] // block_length) > 0
+    return np.cumsum(begins, dtype=np.int32)
+
+
 def blocks(canvas: Canvas, block_length: int, aligned: bool) -> list[Int32]:
     """The positions of each block, ascending; none is empty."""
     positions = canvas.maskable
-    if aligned:
-        edges = np.flatnonzero(np.diff(positions // block_length)) + 1
-    else:
-        edges = np.arange(block_length, len(positions), block_length)
+    edges = np.flatnonzero(np.diff(numbers(canvas, block_length, aligned))) + 1
     return np.split(positions, edges) if len(positions) else []
 
 
 def current_block(canvas: Canvas, block_length: int, aligned: bool) -> tuple[int, Int32]:
     """Number and positions of the first block that still has a masked position; ValueError where none has."""
-    for index, block in enumerate(blocks(canvas, block_length, aligned)):
-        if len(masked_of(canvas, block)):
-            return index, block
-    raise ValueError("the canvas has no masked position")
+    positions = canvas.maskable
+    masked = canvas.state[positions] == MASKED
+    if not masked.any():
+        raise ValueError("the canvas has no masked position")
+    block_of = numbers(canvas, block_length, aligned)
+    index = int(block_of[masked.argmax()])
+    return index, positions[block_of == index]
 
 
 class BlockDecoder(Decoder):
