@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import localdiff  # noqa: E402
-from localdiff.adapt import AdaptOptions, adapt, bodies  # noqa: E402
+from localdiff.adapt import AdaptOptions, adapt, bodies, objective  # noqa: E402
 from localdiff.adapt.base import load_base  # noqa: E402
+from localdiff.adapt.batch import Batch  # noqa: E402
 from localdiff.convert import convert  # noqa: E402
 from localdiff.errors import OptionError  # noqa: E402
 
@@ -49,12 +50,12 @@ def make_base(name, folder):
     tiny_tokenizer(folder)
 
 
-def options_for(name, tmp_path):
+def options_for(name, tmp_path, **settings):
     make_base(name, tmp_path / "base")
     (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(TEXT * 2))
     return AdaptOptions(
         base=str(tmp_path / "base"), output=str(tmp_path / "out"), data=(str(tmp_path / "text.txt"),), length=24,
-        batch=2, steps=3, warmup=0, lr=1e-3, dtype="f32", threads=1, **BASES[name][1],
+        batch=2, steps=3, warmup=0, lr=1e-3, dtype="f32", threads=1, **(settings or BASES[name][1]),
     )  # fmt: skip
 
 
@@ -89,6 +90,55 @@ def test_a_base_is_adapted_converted_and_run(name, tmp_path):
     assert out.nfe >= 1
 
 
+def block_attention(model, length, block):
+    """What a masked model takes as attention, so that each row sees the blocks up to its own, and no further than a
+    layer's window."""
+    seen = np.zeros((2, length, length), bool)  # by the layers that see everything, and by those with a window
+    window = getattr(model.config, "local_attention", 2 * length) // 2
+    for row in range(length):
+        for column in range(length):
+            seen[0, row, column] = column // block <= row // block
+            seen[1, row, column] = seen[0, row, column] and abs(row - column) <= window
+    masks = [torch.where(torch.from_numpy(each), 0.0, torch.finfo(torch.float32).min)[None, None] for each in seen]
+    if type(model).__name__ != "ModernBertForMaskedLM":
+        return masks[0]
+    return {"full_attention": masks[0], "sliding_attention": masks[1]}
+
+
+@pytest.mark.parametrize("name", [name for name, family in bodies.FAMILIES.items() if family.masked])
+def test_a_masked_base_is_trained_in_blocks_and_run(name, tmp_path):
+    """Its pass over noised and clean halves equals, block by block, passes over clean blocks and a noised one; after
+    training the engine gives what transformers gives under that mask. 22 tokens, a window of 8 to either side."""
+    options = options_for(name, tmp_path, method="bd3lm", block_length=6)
+    model = load_base(tmp_path / "base", None).model.eval()
+    generator = torch.Generator().manual_seed(2)
+    setting = objective.Objective("bd3lm", 1, "1/t", shift=False, masked_base=True, block=6)
+    tokens = torch.randint(7, 300, (2, 22), generator=generator)
+    noised = objective.NOISES["bd3lm"](Batch(tokens), setting, generator)
+    inputs = objective.lay_out(noised, setting, 1.0, generator, torch.float32)
+    with torch.no_grad():
+        _, found, _ = bodies.Scorer(model)(inputs, torch.zeros(len(inputs.targets)))
+        expected = []
+        for sequence, place in noised.scored.nonzero().tolist():
+            start, end = place // 6 * 6, min(22, place // 6 * 6 + 6)
+            canvas = torch.cat([tokens[sequence, :start], noised.tokens[sequence, start:end]])[None]
+            logits = model(canvas, attention_mask=block_attention(model, end, 6)).logits[0, place]
+            expected.append(float(torch.nn.functional.cross_entropy(logits, tokens[sequence, place])))
+    assert len(expected) > 10
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+    result = adapt(options)
+    convert(result.folder, tmp_path / "model.gguf", type="f32")
+    ours = localdiff.load(tmp_path / "model.gguf", threads=1)
+    assert (ours.spec.attention, ours.spec.block_length, ours.spec.logit_shift) == ("block_causal", 6, False)
+    model = load_base(result.folder, None).model.eval()
+    with torch.no_grad():
+        wanted = model(tokens[:1], attention_mask=block_attention(model, 22, 6)).logits[0].numpy()
+    np.testing.assert_allclose(ours.logits(tokens[0].numpy().astype(np.int32)), wanted, rtol=2e-3, atol=2e-3)
+    out = ours.generate("The cat", max_new_tokens=8, seed=1)
+    assert out.decoder["decoder"] == "threshold"
+    assert out.nfe >= 1
+
+
 def test_every_class_has_a_base_here():
     assert list(BASES) == list(bodies.FAMILIES)
 
@@ -120,7 +170,7 @@ def test_padding_of_a_masked_model_changes_nothing(tmp_path):
     ("name", "change", "sentence"),
     [
         ("BertForMaskedLM", {"method": "diffugpt"}, "--method diffugpt does not go with a BertForMaskedLM; choose one"),
-        ("BertForMaskedLM", {"method": "bd3lm"}, "choose one of mdlm, rdm"),
+        ("BertForMaskedLM", {"method": "ar"}, "choose one of mdlm, rdm, bd3lm"),
         ("BertForMaskedLM", {"shift": "on"}, "--shift is for models with causal attention"),
         ("BertForMaskedLM", {"anneal_steps": 5}, "--anneal-steps is for models with causal attention"),
         ("RobertaForMaskedLM", {"length": 80}, "--length is 80, but the base has a context of 74 tokens"),

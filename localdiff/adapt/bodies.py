@@ -26,11 +26,13 @@ class Family:
     masked      a masked language model: bidirectional by itself, row i predicts token i
     transform   what stands between the body and the output matrix; None: nothing
     padded      position ids begin after the padding token's row, as in RoBERTa
+    windowed    some layers see config.sliding_window positions to either side only, and take a mask of their own
     """
 
     masked: bool = False
     transform: Transform | None = None
     padded: bool = False
+    windowed: bool = False
 
 
 def _roberta_head(model: Any, hidden: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ FAMILIES: dict[str, Family] = {
     "RobertaForMaskedLM": _ROBERTA,
     "XLMRobertaForMaskedLM": _ROBERTA,
     "XLMRobertaXLForMaskedLM": _ROBERTA,
-    "ModernBertForMaskedLM": Family(True, _modernbert_head),
+    "ModernBertForMaskedLM": Family(True, _modernbert_head, windowed=True),
 }
 
 
@@ -78,7 +80,8 @@ class Inputs:
 
     tokens      int64 [n, length]
     attention   None: the model's own mask; bool [n, length]: False at padding (masked language models);
-                [1 or n, 1, length, length] additive: 0 where row i sees position j, the dtype's minimum elsewhere
+                [1 or n, 1, length, length] additive: 0 where row i sees position j, the dtype's minimum elsewhere;
+                what a layer with a window does not see is closed besides
     rows        int64 [k], ascending targets: index into the flattened n * length rows, of the row that predicts each
     targets     int64 [k], the tokens to be predicted
     positions   int64 [length]; None: 0, 1, 2, ...
@@ -110,12 +113,16 @@ class Scorer(nn.Module):
         count, length = tokens.shape
         if positions is None:
             positions = torch.arange(length, device=tokens.device)
+        masks: Tensor | dict[str, Tensor] | None = attention
         if attention is not None and attention.dim() == 4:
-            attention = attention.expand(count, 1, -1, -1)
+            masks = whole = attention.expand(count, 1, -1, -1)
+            if self._family.windowed:
+                near = within_window(whole, positions, self.model.config.sliding_window)
+                masks = {"full_attention": whole, "sliding_attention": near}
         more = {} if self._family.masked else {"use_cache": False}
         hidden: Tensor = self.model.base_model(
             input_ids=tokens,
-            attention_mask=attention,
+            attention_mask=masks,
             position_ids=(positions + self._first).expand(count, length),
             **more,
         ).last_hidden_state
@@ -150,6 +157,12 @@ class Scorer(nn.Module):
             features = self.hidden(tokens, attention, None)
         assert self.length_head is not None
         return nn.functional.cross_entropy(self.length_head(features.float(), valid).float(), classes)
+
+
+def within_window(attention: Tensor, positions: Tensor, window: int) -> Tensor:
+    """An additive mask [n, 1, length, length] closed too where positions, int64 [length], are over `window` apart."""
+    far = (positions[:, None] - positions[None, :]).abs() > window
+    return attention.masked_fill(far, torch.finfo(attention.dtype).min)
 
 
 def padding_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:

@@ -56,6 +56,7 @@ TABLE: dict[str, Method] = {
     # arXiv:2503.09573
     "bd3lm": Method(
         weights=("1/t", "uniform"),
+        bases=("causal", "masked"),
         settings=frozenset({"weight", "normalise", "shift", "block_length", "times"}),
     ),
     "ar": Method(diffusion=False, shift=True, pads=False),
