@@ -19,7 +19,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from localdiff.adapt import AdaptOptions, adapt  # noqa: E402
 from localdiff.adapt.base import load_base, load_folder  # noqa: E402
 from localdiff.adapt.checkpoint import list_checkpoints, read_state  # noqa: E402
-from localdiff.adapt.progress import SilentProgress  # noqa: E402
+from localdiff.adapt.progress import SilentProgress, TerminalProgress, clock  # noqa: E402
 from localdiff.errors import LocaldiffError, ModelFileError, OptionError  # noqa: E402
 from localdiff.spec import DiffusionSpec  # noqa: E402
 
@@ -99,6 +99,25 @@ def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(options, 
     assert len(log_of(halves.output)) == 20
     weights = [load_folder(Path(o.output)).model.state_dict() for o in (options, halves)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_ctrl_c_is_answered_at_once_and_obeyed_after_the_step(options, capfd):
+    class Pressing(TerminalProgress):
+        def step(self, report):
+            super().step(report)
+            if report.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(options, Pressing())
+    told = capfd.readouterr().err
+    assert "\nstopping after this step; Ctrl-C again: at once" in told
+    assert told.endswith("stopped after step 3; the checkpoint is written, --resume continues\n")
+    assert [path.name for path in list_checkpoints(Path(options.output))] == ["step-00000003"]
+
+
+def test_time_left_counts_days_as_hours():
+    assert [clock(seconds) for seconds in (0.4, 3661, 100 * 3600 + 59)] == ["00:00:00", "01:01:01", "100:00:59"]
 
 
 def test_a_run_goes_on_with_the_settings_it_was_started_with(options):

@@ -7,6 +7,7 @@ matplotlib are imported on first use.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ class Progress(Protocol):
     def begin(self, done: int, total: int) -> None: ...
     def step(self, report: StepReport) -> None: ...
     def note(self, text: str) -> None: ...
+    def stopping(self) -> None: ...  # after the first Ctrl-C, from its signal handler
     def end(self) -> None: ...
 
 
@@ -47,6 +49,7 @@ class SilentProgress:
     def begin(self, done: int, total: int) -> None: ...
     def step(self, report: StepReport) -> None: ...
     def note(self, text: str) -> None: ...
+    def stopping(self) -> None: ...
     def end(self) -> None: ...
 
 
@@ -87,7 +90,7 @@ class TerminalProgress:
         if now - self._last_line >= PLAIN_EVERY_S or report.step == self._total:
             self._last_line = now
             per_step = (now - self._started) / max(1, report.step - self._done_at_start)
-            left = time.strftime("%H:%M:%S", time.gmtime(per_step * (self._total - report.step)))
+            left = clock(per_step * (self._total - report.step))
             print(f"step {report.step}/{self._total}  {text}  left {left}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
@@ -96,10 +99,20 @@ class TerminalProgress:
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def stopping(self) -> None:
+        # past the buffers of sys.stderr, which the interrupted code may be writing to
+        os.write(2, b"\nstopping after this step; Ctrl-C again: at once, back to the last checkpoint\n")
+
     def end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def clock(seconds: float) -> str:
+    """hours:minutes:seconds; days count as hours."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest:02}"
 
 
 class TrainingLog:

@@ -63,8 +63,8 @@ def noise_generator(seed: int, forward: int) -> torch.Generator:
 
 
 @contextmanager
-def interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, read between steps; the second one interrupts at once."""
+def interrupt_flag(tell: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, read between steps, and `tell` the user; the second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -75,6 +75,7 @@ def interrupt_flag() -> Iterator[Callable[[], bool]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
+        tell()
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -157,7 +158,7 @@ class Trainer:
         """Train to the last step. Raises KeyboardInterrupt after Ctrl-C, once a checkpoint is written."""
         progress.begin(self.step, self.options.steps)
         try:
-            with interrupt_flag() as interrupted:
+            with interrupt_flag(progress.stopping) as interrupted:
                 while self.step < self.options.steps:
                     taken = self.train_step()
                     report(taken)
