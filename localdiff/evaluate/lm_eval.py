@@ -77,7 +77,8 @@ class LocaldiffLM(LM):  # type: ignore[misc]
         super().__init__()
         unknown = sorted(set(settings) - _GENERATION)
         if unknown:
-            raise OptionError(f"--model_args: unknown name '{unknown[0]}', expected one of {', '.join(_GENERATION)}")
+            known = ", ".join(sorted(_GENERATION))
+            raise OptionError(f"--model_args: unknown name '{unknown[0]}', expected one of {known}")
         if attention not in (None, "causal"):
             raise OptionError(f"attention is '{attention}', expected causal, or leave it out")
         self._stack = ExitStack()
