@@ -112,6 +112,17 @@ def test_quantised_weights_in_bfloat16(tmp_path: Path, kind: str, monkeypatch: p
     assert divergence(exact, found) <= 1.2 * divergence(exact, processor) <= 5e-3
 
 
+def test_attention_in_float32(files: FamilyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokens_of(19, 2)
+    on_tensor_cores = logits(open_model(files("Dream")), tokens)
+    monkeypatch.setenv("LOCALDIFF_CUDA_ATTENTION", "float32")
+    found = logits(open_model(files("Dream")), tokens)
+    assert 0 < np.abs(found - on_tensor_cores).max() / np.abs(found).max() <= 1e-5
+    monkeypatch.setenv("LOCALDIFF_CUDA_ATTENTION", "half")
+    with pytest.raises(OptionError, match="LOCALDIFF_CUDA_ATTENTION is 'half', expected tensor or float32"):
+        open_model(files("Dream"))
+
+
 def test_a_canvas_does_not_depend_on_its_neighbours(files: FamilyFiles) -> None:
     model = open_model(files("SDAR-MoE"))
     requests = [

@@ -1,17 +1,13 @@
-// Attention over the state of a session: writing it, and the softmax over each row's interval. float32 throughout; a
-// row's sums run over its positions in ascending order, whatever else is computed.
-#include "cuda/kernels.h"
+// Attention over the state of a session: writing it, and the softmax over each row's interval in float32, a row's sums
+// running over its positions in ascending order, whatever else is computed. Not here: the kernel on tensor cores and the
+// choice between the two (attention_tensor.cu).
+#include "cuda/attention.h"
 
 namespace ld::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kMostHeadDim = 512, kPerLane = kMostHeadDim / kWarp;
-
-__device__ inline size_t state_at(const State& state, int slot, int place, int head) {
-  const size_t line = static_cast<size_t>(slot) * state.slot_length + place;
-  return (line * state.kv_heads + head) * state.head_dim;
-}
 
 // angles[r][i] = (cosine, sine) of row r's pair i, in double until the last: float32 would lose 1e-4 at 4,096.
 __global__ void angles_kernel(RopeParams rope, const Row* rows, float* angles) {
@@ -110,20 +106,20 @@ __global__ void store_kernel(AttentionLayer layer, State state, int heads, float
 }
 
 // One warp per row and query head, the softmax carried along (Milakov and Gimelshein, arXiv:1805.02867).
-__global__ void attend_kernel(AttentionLayer layer, State state, int heads, const float* qkv, int stride,
-                              const Row* rows, int n_rows, float* out) {
+__global__ void attend_kernel(Attend a) {
+  const State& state = a.state;
   const int task = static_cast<int>(blockIdx.x) * kWarps + threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (task >= n_rows * heads) return;  // the whole warp
-  const int row = task / heads, head = task % heads, head_dim = state.head_dim;
-  const Row at = rows[row];
-  const float* q = qkv + static_cast<ptrdiff_t>(row) * stride + head * head_dim;
+  if (task >= a.n_rows * a.heads) return;  // the whole warp
+  const int row = task / a.heads, head = task % a.heads, head_dim = state.head_dim;
+  const Row at = a.rows[row];
+  const float* q = a.query(row, head);
   float query[kPerLane], sum[kPerLane] = {};
   for (int i = 0; i < kPerLane; ++i) {
     const int d = i * kWarp + lane;
-    query[i] = d < head_dim ? q[d] * layer.scale : 0;
+    query[i] = d < head_dim ? q[d] * a.scale : 0;
   }
   const size_t step = static_cast<size_t>(state.kv_heads) * head_dim;
-  const size_t first = state_at(state, at.slot, at.lo, head / (heads / state.kv_heads));
+  const size_t first = state_at(state, at.slot, at.lo, head / a.group());
   const float *key = state.keys + first, *value = state.values + first;
   float largest = -INFINITY, total = 0;
   for (int place = at.lo; place < at.hi; ++place, key += step, value += step) {
@@ -147,7 +143,7 @@ __global__ void attend_kernel(AttentionLayer layer, State state, int heads, cons
       if (d < head_dim) sum[i] += weight * value[d];
     }
   }
-  float* to = out + (static_cast<size_t>(row) * heads + head) * head_dim;
+  float* to = a.result(row, head);
   for (int i = 0; i < kPerLane; ++i) {
     const int d = i * kWarp + lane;
     if (d < head_dim) to[d] = sum[i] / total;
@@ -164,11 +160,9 @@ void store(cudaStream_t stream, const AttentionLayer& layer, const State& state,
   LD_LAUNCH(store_kernel, dim3(n_rows), kThreads, stream, layer, state, heads, qkv, stride, rows, angles, drift);
 }
 
-void attend(cudaStream_t stream, const AttentionLayer& layer, const State& state, int heads, const float* qkv,
-            int stride, const Row* rows, int n_rows, float* out) {
-  const int64_t tasks = static_cast<int64_t>(n_rows) * heads;
-  LD_LAUNCH(attend_kernel, dim3(static_cast<unsigned>((tasks + kWarps - 1) / kWarps)), kThreads, stream, layer, state,
-            heads, qkv, stride, rows, n_rows, out);
+void attend_in_float32(cudaStream_t stream, const Attend& a) {
+  const int64_t tasks = static_cast<int64_t>(a.n_rows) * a.heads;
+  LD_LAUNCH(attend_kernel, dim3(static_cast<unsigned>((tasks + kWarps - 1) / kWarps)), kThreads, stream, a);
 }
 
 }  // namespace ld::cuda

@@ -61,6 +61,7 @@ constexpr size_t kLogitBytes = size_t{256} << 20;  // of logits and exponentials
 struct Device {
   int index = 0;
   cuda::Cores cores = cuda::Cores::int8;  // that multiply quantised weights
+  bool exact_attention = false;           // without tensor cores
   bool plan = false;
   std::string isa;
   // Tables by the file's bytes, which outlive them: a head that is tied to one is there once.

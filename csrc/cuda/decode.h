@@ -40,9 +40,21 @@ __device__ inline uint32_t centred(uint32_t four) {
 // Four bits as the lowest ones of four bytes.
 __device__ inline uint32_t spread(uint32_t bits) { return (bits & 15) * 0x00204081u & 0x01010101u; }
 
-__device__ inline uint32_t looked_up(const int8_t (&book)[16], uint32_t four) {
+// Sixteen bytes to look up, eight in a word: an array would lie in local memory.
+struct Book {
+  uint64_t low = 0, high = 0;
+  constexpr Book(const int8_t (&bytes)[16]) {
+    for (int i = 0; i < 8; ++i) {
+      low |= static_cast<uint64_t>(static_cast<uint8_t>(bytes[i])) << 8 * i;
+      high |= static_cast<uint64_t>(static_cast<uint8_t>(bytes[i + 8])) << 8 * i;
+    }
+  }
+  __device__ uint32_t at(uint32_t i) const { return static_cast<uint32_t>((i & 8 ? high : low) >> (i & 7) * 8) & 255; }
+};
+
+__device__ inline uint32_t looked_up(const Book& book, uint32_t four) {
   uint32_t found = 0;
-  for (int j = 0; j < 4; ++j) found |= static_cast<uint32_t>(static_cast<uint8_t>(book[four >> 8 * j & 15])) << 8 * j;
+  for (int j = 0; j < 4; ++j) found |= book.at(four >> 8 * j & 15) << 8 * j;
   return found;
 }
 
@@ -107,7 +119,7 @@ struct Simple : Blocks<32, 18 + (kMinimum ? 2 : 0) + (kBits == 5 ? 4 : 0), 32, k
 
 // The codebook of IQ4_NL and IQ4_XS.
 __device__ inline uint32_t coded(uint32_t four) {
-  constexpr int8_t kBook[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  constexpr Book kBook({-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113});
   return looked_up(kBook, four);
 }
 
@@ -118,7 +130,7 @@ struct IQ4_NL : Blocks<32, 18> {
 
 struct MXFP4 : Blocks<32, 17> {
   __device__ static uint32_t four(const uint8_t* p, int i) {
-    constexpr int8_t kBook[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    constexpr Book kBook({0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12});
     return looked_up(kBook, nibbles(p + 1, i));
   }
   __device__ static float scale(const uint8_t* p, int) {

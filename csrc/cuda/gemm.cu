@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(kThreads) float_kernel(Product p, Rows rows) {
     const float* from = row < share.last ? p.x + rows.input(row) * p.x_stride + k0 + k : nullptr;
     for (int j = 0; j < 4; ++j) x[k + j][thread / 4] = from && k0 + k + j < p.w.k ? from[j] : 0;
     __syncthreads();
-    for (int i = 0; i < kDepth; ++i) {
-      for (int r = 0; r < 4; ++r)
-        for (int c = 0; c < 4; ++c) sum[r][c] = fmaf(w[i][mine_column + c], x[i][mine_row + r], sum[r][c]);
+    LD_UNROLL for (int i = 0; i < kDepth; ++i) {
+      LD_UNROLL for (int r = 0; r < 4; ++r)
+        LD_UNROLL for (int c = 0; c < 4; ++c) sum[r][c] = fmaf(w[i][mine_column + c], x[i][mine_row + r], sum[r][c]);
     }
   }
   for (int r = 0; r < 4; ++r)
@@ -81,25 +81,23 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Product p, Rows rows) 
     __syncthreads();
     for (int i = 0; i < kTensorDepth / 2; i += 8) {  // sixteen values of k
       uint32_t b[4][2];
-      for (int c = 0; c < 4; ++c) {
+      LD_UNROLL for (int c = 0; c < 4; ++c) {
         const uint32_t* from = w[warp_column + c * 8 + group] + i + within;
         b[c][0] = from[0];
         b[c][1] = from[4];
       }
-      for (int r = 0; r < 4; ++r) {
+      LD_UNROLL for (int r = 0; r < 4; ++r) {
         const uint32_t *upper = x[warp_row + r * 16 + group] + i + within, *lower = upper + 8 * kPitch;
         const uint32_t a[4] = {upper[0], lower[0], upper[4], lower[4]};
-        for (int c = 0; c < 4; ++c) multiply_tile(sum[r][c], a, b[c]);
+        LD_UNROLL for (int c = 0; c < 4; ++c) multiply_tile(sum[r][c], a, b[c]);
       }
     }
   }
-  for (int r = 0; r < 4; ++r)
-    for (int c = 0; c < 4; ++c)
-      for (int i = 0; i < 4; ++i) {
-        const int row = row0 + warp_row + r * 16 + group + i / 2 * 8;
-        const int column = column0 + warp_column + c * 8 + within * 2 + i % 2;
-        if (row < share.last && column < p.w.n) put(p, row, column, sum[r][c][i]);
-      }
+  LD_UNROLL for (int r = 0; r < 4; ++r) LD_UNROLL for (int c = 0; c < 4; ++c) LD_UNROLL for (int i = 0; i < 4; ++i) {
+    const int row = row0 + warp_row + r * 16 + group + i / 2 * 8;
+    const int column = column0 + warp_column + c * 8 + within * 2 + i % 2;
+    if (row < share.last && column < p.w.n) put(p, row, column, sum[r][c][i]);
+  }
 }
 
 void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts, Cores cores) {

@@ -87,8 +87,26 @@ struct State {
 // receives 1 - the cosine of the new values and those they replace; null = not asked.
 void store(cudaStream_t stream, const AttentionLayer& layer, const State& state, int heads, float* qkv, int stride,
            const Row* rows, int n_rows, float* angles, float* drift);
-void attend(cudaStream_t stream, const AttentionLayer& layer, const State& state, int heads, const float* qkv,
-            int stride, const Row* rows, int n_rows, float* out);
+// Softmax and sum over each row's places, of queries that lie in qkv as store() leaves them; out [rows][heads][head_dim].
+struct Attend {
+  float scale;  // of the scores
+  State state;
+  int heads;
+  const float* qkv;
+  int stride;
+  const Row* rows;
+  int n_rows;
+  float* out;
+  __device__ int group() const { return heads / state.kv_heads; }  // queries of one key
+  __device__ const float* query(int row, int head) const {
+    return qkv + static_cast<ptrdiff_t>(row) * stride + head * state.head_dim;
+  }
+  __device__ float* result(int row, int head) const {
+    return out + (static_cast<size_t>(row) * heads + head) * state.head_dim;
+  }
+};
+// Tensor cores where a row of their table takes the layer, else float32; `exact` asks for float32.
+void attend(cudaStream_t stream, const Attend& attend, bool exact);
 
 // ---- experts.cu ----
 struct Routing {

@@ -52,12 +52,21 @@ cuda::Cores chosen_cores(int major) {
          text("LOCALDIFF_CUDA_PRODUCTS is '%.32s', expected int8, float32 or, from sm_80 on, bfloat16", wanted));
 }
 
+// $LOCALDIFF_CUDA_ATTENTION takes the kernel in float32 instead of that on tensor cores, for comparisons.
+bool exact_attention() {
+  const char* wanted = getenv("LOCALDIFF_CUDA_ATTENTION");
+  if (wanted == nullptr || strcmp(wanted, "tensor") == 0) return false;
+  if (strcmp(wanted, "float32") == 0) return true;
+  refuse(LD_INVALID, text("LOCALDIFF_CUDA_ATTENTION is '%.32s', expected tensor or float32", wanted));
+}
+
 Device* open(const DeviceOptions& options) {
   auto device = std::make_unique<Device>();
   cudaDeviceProp properties;
   check(cudaSetDevice(device->index), "being chosen");
   check(cudaGetDeviceProperties(&properties, device->index), "being asked for its properties");
   device->cores = chosen_cores(properties.major);
+  device->exact_attention = exact_attention();
   device->plan = options.plan;
   device->isa = text("sm_%d%d", properties.major, properties.minor);
   if (options.isa != nullptr)
@@ -283,8 +292,10 @@ void write_kv(Context* c, int layer, int slot, int length, const float* k, const
 
 void attention(Context* c, const AttentionLayer& layer, const float* qkv, int stride, const RowInfo* rows, int n_rows,
                float* out) {
-  cuda::attend(c->stream, layer, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows, n_rows),
-               n_rows, out);
+  cuda::attend(c->stream,
+               {layer.scale, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows, n_rows),
+                n_rows, out},
+               c->device->exact_attention);
 }
 
 const Ops kOps = {"cuda",

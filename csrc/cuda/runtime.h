@@ -47,12 +47,39 @@ __device__ inline uint32_t bfloat_pair(float a, float b) {
   return rounded(a) | rounded(b) << 16;
 }
 
+__device__ inline uint16_t half_bits(float value) {
+#ifdef LD_CUDA_EMULATED
+  return float_to_half(value);
+#else
+  return __half_as_ushort(__float2half_rn(value));
+#endif
+}
+
 // c += a b for tiles of 16 x 16 by 16 x 8, bfloat16 in, float32 out, one warp; fragments as PTX mma.m16n8k16 lays them out.
 __device__ inline void multiply_tile(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef LD_CUDA_EMULATED
   emulated_mma(c, a, b);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// The same for halves, in float16 (m16n8k16; sm_75: m16n8k8 twice).
+__device__ inline void multiply_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef LD_CUDA_EMULATED
+  emulated_mma_halves(c, a, b);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#elif defined(__CUDA_ARCH__)
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

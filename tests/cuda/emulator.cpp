@@ -106,6 +106,16 @@ Emulated& emulated() { return state; }
 
 void block_barrier() { wait(block, n_threads); }
 
+int block_any(int mine) {
+  static int any;
+  block_barrier();
+  any = 0;
+  block_barrier();
+  any |= mine;
+  block_barrier();
+  return any;
+}
+
 void exchange(const void* mine, size_t bytes, int lane, void* theirs) {
   if (bytes > kMostExchanged) report("a shuffle of more than 64 bytes");
   const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
@@ -115,31 +125,41 @@ void exchange(const void* mine, size_t bytes, int lane, void* theirs) {
   wait(warps[warp], kLanes);
 }
 
-void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+namespace {
+
+// c += a b of 16 x 16 by 16 x 8 values, two in a word.
+template <class Value>
+void multiply_pairs(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Value value) {
   struct Fragments {
-    uint32_t a[4], b[2];
-  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    float a[8], b[4];
+  } mine;
+  for (int i = 0; i < 8; ++i) mine.a[i] = value(static_cast<uint16_t>(a[i / 2] >> i % 2 * 16));
+  for (int i = 0; i < 4; ++i) mine.b[i] = value(static_cast<uint16_t>(b[i / 2] >> i % 2 * 16));
   const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
   memcpy(exchanged[warp][own], &mine, sizeof mine);
   wait(warps[warp], kLanes);
-  const auto fragments = [&](int lane) {
-    Fragments f;
-    memcpy(&f, exchanged[warp][lane], sizeof f);
-    return f;
-  };
-  const auto value = [](uint32_t pair, int which) {
-    return bfloat_to_float(static_cast<uint16_t>(pair >> 16 * which));
-  };
+  const auto theirs = [&](int lane) { return reinterpret_cast<const Fragments*>(exchanged[warp][lane]); };
   for (int i = 0; i < 4; ++i) {
     const int row = own / 4 + (i / 2) * 8, column = own % 4 * 2 + i % 2;
     float sum = 0;
     for (int k = 0; k < 16; ++k) {
-      const Fragments fa = fragments(row % 8 * 4 + k % 8 / 2), fb = fragments(column * 4 + k % 8 / 2);
-      sum += value(fa.a[row / 8 + k / 8 * 2], k % 2) * value(fb.b[k / 8], k % 2);
+      const int lane = k % 8 / 2, half = k / 8;
+      sum += theirs(row % 8 * 4 + lane)->a[(row / 8 + half * 2) * 2 + k % 2] *
+             theirs(column * 4 + lane)->b[half * 2 + k % 2];
     }
     c[i] += sum;
   }
   wait(warps[warp], kLanes);
+}
+
+}  // namespace
+
+void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_pairs(c, a, b, bfloat_to_float);
+}
+
+void emulated_mma_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_pairs(c, a, b, half_to_float);
 }
 
 namespace {

@@ -26,6 +26,10 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
+struct alignas(8) float2 {
+  float x, y;
+};
+
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
@@ -41,10 +45,12 @@ Emulated& emulated();
 // Runs a kernel's body for all threads of all blocks.
 void emulate(dim3 grid, unsigned threads, const std::function<void()>& body);
 void block_barrier();
+int block_any(int mine);
 // What `lane` of the calling thread's warp handed in; all lanes take part.
 void exchange(const void* mine, size_t bytes, int lane, void* theirs);
-// Products of a warp; fragments as PTX lays them out. The last three are of signed bytes.
+// Products of a warp, of bfloat16, float16 and signed bytes; fragments as PTX lays them out.
 void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void emulated_mma_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void emulated_mma_8x8x16(int32_t& c0, int32_t& c1, uint32_t a, uint32_t b);
 void emulated_mma_16x8x16(int32_t (&c)[4], uint32_t a0, uint32_t a1, uint32_t b);
 void emulated_mma_16x8x32(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -72,6 +78,12 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int step) {
   return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ step);
 }
+
+inline int __any_sync(unsigned mask, int mine) {
+  for (int step = 16; step > 0; step /= 2) mine |= __shfl_xor_sync(mask, mine, step);
+  return mine;
+}
+inline int __syncthreads_or(int mine) { return ld::cuda::block_any(mine); }
 
 inline int atomicMin(int* at, int value) {
   const int before = *at;
