@@ -131,6 +131,17 @@ struct RowInfo {
   float* drift = nullptr;
 };
 
+// The rows of one forward pass, host memory, each [count].
+struct Rows {
+  const int32_t* tokens;
+  const int32_t* positions;
+  const RowInfo* info;
+  const RowInfo* windowed;  // the same rows as layers with a window see them
+  const uint8_t* canvas;    // 1 for the rows of a canvas, 0 for those of a prompt
+  const int32_t* feedback;  // the row of Buffer::feedback that is fed back to each; -1 = none
+  int count;
+};
+
 // How a router picks experts: scores = softmax or sigmoid of its logits; `bias` is added for the choice alone; where
 // there are groups, those with the largest sums of their best two scores stay in; the best `used` experts are chosen
 // (of equals the first). Weights are their scores, divided by their sum where renormalise, times scale.
@@ -255,6 +266,13 @@ struct Ops {
   // From now on adds what linear layers read of the observed weights to their sums, in float64 and the order of the rows;
   // null = no more. The map outlives the observing. May allocate and throw.
   void (*observe)(Context*, const Observed*);
+
+  // A step is what the forward pass asks of one device for these rows, from embed() or the first layer's linear() to the
+  // last layer; the operations name the same arrays. Where begin_step returns true the device has the step from before and
+  // computes it as a whole, and the caller leaves the operations out. Else it gives them and calls end_step, which returns
+  // false where they have to be given once more; `whole` false gives a step up. Sessions change no arrays until it ended.
+  bool (*begin_step)(Context*, const Rows&);
+  bool (*end_step)(Context*, bool whole);
 
   // out[r] = table[ids[r]] * scale, or += when add; ids null: row 0 for all.
   void (*embed)(Context*, const Weight* table, const int32_t* ids, int rows, bool add, float scale, float* out);

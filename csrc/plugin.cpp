@@ -57,6 +57,8 @@ const Ops& checked_ops() {
                           Checked<&Ops::receive>::call,
                           Checked<&Ops::threads>::call,
                           Checked<&Ops::observe>::call,
+                          Checked<&Ops::begin_step>::call,
+                          Checked<&Ops::end_step>::call,
                           Checked<&Ops::embed>::call,
                           Checked<&Ops::linear>::call,
                           Checked<&Ops::apply>::call,

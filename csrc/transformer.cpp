@@ -24,6 +24,20 @@ class Stopwatch {
   Clock::time_point last_ = Clock::now();
 };
 
+// A step that is given up unless it is ended.
+struct Step {
+  const Ops& ops;
+  Context* context;
+  bool ended = false;
+  bool end() {
+    ended = true;
+    return ops.end_step(context, true);
+  }
+  ~Step() {
+    if (!ended) ops.end_step(context, false);
+  }
+};
+
 LinearInput normed_input(const float* x, int width, const Norm& norm) {
   return {x, width, width, nullptr, norm, Activation::none, nullptr};
 }
@@ -252,24 +266,29 @@ bool forward(const Model& model, std::span<Context* const> contexts, const Rows&
   for (size_t i = 0; i < contexts.size(); i++) {
     const Part& part = model.parts()[i];
     Pass pass(model, part, contexts[i], rows);
-    if (i == 0)
-      pass.embed();
-    else
-      pass.receive(model.parts()[i - 1].ops->buffer(contexts[i - 1], Buffer::x));
-    watch.lap(timings.other);
-    for (int index = part.first; index < part.last; index++) {
-      const Layer& layer = model.layers()[index];
-      if (cancel.load(std::memory_order_relaxed)) return false;
-      pass.project(layer);
-      watch.lap(timings.linear);
-      pass.store(layer);
+    if (i > 0) pass.receive(model.parts()[i - 1].ops->buffer(contexts[i - 1], Buffer::x));
+    if (cancel.load(std::memory_order_relaxed)) return false;
+    bool done = part.ops->begin_step(contexts[i], rows);
+    watch.lap(done ? timings.linear : timings.other);
+    while (!done) {
+      Step step{*part.ops, contexts[i]};
+      if (i == 0) pass.embed();
       watch.lap(timings.other);
-      pass.attend(layer);
-      watch.lap(timings.attention);
-      pass.finish_attention(layer);
-      pass.feed_forward(layer);
-      pass.scale(layer);
-      watch.lap(timings.linear);
+      for (int index = part.first; index < part.last; index++) {
+        const Layer& layer = model.layers()[index];
+        if (cancel.load(std::memory_order_relaxed)) return false;
+        pass.project(layer);
+        watch.lap(timings.linear);
+        pass.store(layer);
+        watch.lap(timings.other);
+        pass.attend(layer);
+        watch.lap(timings.attention);
+        pass.finish_attention(layer);
+        pass.feed_forward(layer);
+        pass.scale(layer);
+        watch.lap(timings.linear);
+      }
+      done = step.end();
     }
   }
   timings.forwards++;

@@ -23,19 +23,8 @@ ContextShape context_shape(const Model& model, int slots, int slot_length, int r
 // What a part of the model needs of it.
 ContextShape part_shape(ContextShape shape, const Part& part, bool head = true);
 
-// The rows of one forward pass, host memory, each [count].
-struct Rows {
-  const int32_t* tokens;
-  const int32_t* positions;
-  const RowInfo* info;
-  const RowInfo* windowed;  // the same rows as layers with a window see them
-  const uint8_t* canvas;    // 1 for the rows of a canvas, 0 for those of a prompt
-  const int32_t* feedback;  // the row of Buffer::feedback that is fed back to each; -1 = none
-  int count;
-};
-
-// Computes the rows, writing their state into the contexts, one for each part of the model. Returns false when `cancel` was set (checked between
-// layers); the state of the rows is then undefined.
+// Computes the rows, writing their state into the contexts, one for each part of the model. Returns false when `cancel` was set, which is looked at
+// before each layer, and once before a step that a device computes as a whole; the state of the rows is then undefined.
 bool forward(const Model& model, std::span<Context* const> contexts, const Rows& rows, const std::atomic<bool>& cancel,
              Timings& timings);
 

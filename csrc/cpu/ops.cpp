@@ -288,6 +288,9 @@ void experts(Context* context, const LinearInput& input, int rows, const Experts
                               &context->observer, y);
 }
 
+bool begin_step(Context*, const Rows&) { return false; }
+bool end_step(Context*, bool) { return true; }
+
 void store_kv(Context* context, const AttentionLayer& layer, float* qkv, int stride, const RowInfo* rows, int n_rows) {
   context->layout.attention.store(*context->row->vector, context->pool, layer, qkv, stride, rows, n_rows);
 }
@@ -325,11 +328,11 @@ int logits(Context* context, const LinearInput& input, int rows, const OutputLay
 }  // namespace
 
 const Ops& cpu_ops() {
-  static const Ops ops = {"cpu",     open,         close,     isa,     measure_peak,   memory,  pack,
-                          release,   weight_bytes, footprint, upload,  release_vector, plan,    create,
-                          destroy,   buffer,       receive,   threads, observe,        embed,   linear,
-                          apply,     mean,         scale,     experts, store_kv,       read_kv, write_kv,
-                          attention, propose,      logits};
+  static const Ops ops = {"cpu",   open,         close,     isa,     measure_peak,   memory,     pack,
+                          release, weight_bytes, footprint, upload,  release_vector, plan,       create,
+                          destroy, buffer,       receive,   threads, observe,        begin_step, end_step,
+                          embed,   linear,       apply,     mean,    scale,          experts,    store_kv,
+                          read_kv, write_kv,     attention, propose, logits};
   return ops;
 }
 

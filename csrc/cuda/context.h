@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <list>
 #include <map>
 #include <memory>
 #include <string>
@@ -62,6 +63,7 @@ struct Device {
   int index = 0;
   cuda::Cores cores = cuda::Cores::int8;  // that multiply quantised weights
   bool exact_attention = false;           // without tensor cores
+  bool graphs = true;
   bool plan = false;
   std::string isa;
   // Tables by the file's bytes, which outlive them: a head that is tied to one is there once.
@@ -74,6 +76,14 @@ struct Weight {
   std::shared_ptr<Memory> memory;
   size_t bytes;
 };
+
+// The rows of the step and where they lie in device memory.
+struct Step {
+  Rows rows{};
+  const int32_t *tokens = nullptr, *positions = nullptr, *feedback = nullptr;
+  const cuda::Row *info = nullptr, *windowed = nullptr;
+};
+constexpr size_t kStepBytes = 3 * sizeof(int32_t) + 2 * sizeof(cuda::Row);  // of one row
 
 // Everything of a context that lies in its memory.
 struct Layout {
@@ -95,8 +105,8 @@ struct Layout {
     }
     angles = arena.take<float>(s.rows, s.max_head_dim());
     drift = arena.take<float>(s.rows);
-    for (cuda::Row*& each : rows) each = arena.take<cuda::Row>(s.rows);
-    ids = arena.take<int32_t>(std::max(s.rows, s.score_rows));
+    step = arena.take<uint8_t>(s.rows, kStepBytes);
+    picks = arena.take<int32_t>(s.score_rows);
     if (s.experts > 0) {
       router = arena.take<float>(s.rows, s.experts);
       routing.scores = arena.take<float>(s.rows, 2 * s.experts);
@@ -129,8 +139,8 @@ struct Layout {
   float *made, *angles, *drift;
   cuda::Quantised quantised;
   std::vector<cuda::State> states;  // by layer
-  cuda::Row* rows[2];               // as all layers see them, and as those with a window do
-  int32_t* ids;
+  uint8_t* step;                    // what a step reads of its rows
+  int32_t* picks;                   // which rows the head reads
   float *router = nullptr, *hidden = nullptr, *expert_out = nullptr;
   cuda::Routing routing{};
   int chunk;
@@ -141,27 +151,45 @@ struct Layout {
   size_t bytes;
 };
 
+// The launches of a step as a graph. Their arguments are the session's addresses and what follows from the kind of the step;
+// all that changes between steps of a kind lies in device memory.
+struct Recording {
+  std::vector<uint8_t> kind;
+  cudaGraphExec_t graph = nullptr;  // null until the kind is met again
+  bool failed = false;              // steps of the kind are launched one by one
+  Recording() = default;
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+  ~Recording() {
+    if (graph != nullptr) cudaGraphExecDestroy(graph);
+  }
+};
+
 struct Context {
   Context(Device* device_, const ContextShape& shape_)
       : device(device_),
         shape(shape_),
         memory(Layout(Arena(nullptr), shape_).bytes),
         layout(Arena(memory.data()), shape_) {
-    check(cudaStreamCreate(&stream), "making a stream");
+    // Beside the stream that all threads share: weights of another model may arrive while a step is recorded.
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
     check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), stream), "clearing a session");
   }
-  ~Context() { cudaStreamDestroy(stream); }
+  ~Context() {
+    cudaStreamSynchronize(stream);
+    recordings.clear();
+    cudaStreamDestroy(stream);
+  }
 
   Device* device;
   ContextShape shape;
   Memory memory;
   Layout layout;
   cudaStream_t stream{};
-  struct {
-    const RowInfo* from = nullptr;
-    std::vector<cuda::Row> held;
-  } rows[2];
-  int next_rows = 0;
+  Step step;
+  std::vector<uint8_t> staged;  // what goes to Layout::step
+  std::list<Recording> recordings;
+  Recording* recording = nullptr;                                         // that the operations go to
   std::map<const Weight* const*, std::unique_ptr<Memory>> expert_tables;  // device pointers to the experts' weights
   std::unique_ptr<Memory> lists;                                          // token lists of a propose call
 };
@@ -193,6 +221,13 @@ Made produce(Context* c, const LinearInput& given, int rows, bool quantised);
 inline bool reads_int8(const Context* c, const cuda::Matrix& w) {
   return c->device->cores == cuda::Cores::int8 && !cuda::is_float(w.type);
 }
+
+// steps.cu
+bool begin_step(Context* c, const Rows& rows);
+bool end_step(Context* c, bool whole);
+// Token ids, positions or picked rows in device memory: those of the step are there already.
+const int32_t* ids_of(Context* c, const int32_t* ids, int count);
+const cuda::Row* rows_of(const Context* c, const RowInfo* rows);
 
 // peak.cu
 Peak measure_peak(Device* device, double seconds);

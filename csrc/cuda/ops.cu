@@ -42,22 +42,23 @@ ld_status take_failure(const char** message) {
   return status;
 }
 
-// $LOCALDIFF_CUDA_PRODUCTS takes another kernel than int8, for comparisons.
-cuda::Cores chosen_cores(int major) {
-  const char* wanted = getenv("LOCALDIFF_CUDA_PRODUCTS");
-  if (wanted == nullptr || strcmp(wanted, "int8") == 0) return cuda::Cores::int8;
-  if (strcmp(wanted, "float32") == 0) return cuda::Cores::none;
-  if (strcmp(wanted, "bfloat16") == 0 && major >= 8) return cuda::Cores::bfloat16;
-  refuse(LD_INVALID,
-         text("LOCALDIFF_CUDA_PRODUCTS is '%.32s', expected int8, float32 or, from sm_80 on, bfloat16", wanted));
+// Which of the words an environment variable says, the first where it says nothing: other ways than the usual one, for
+// comparisons.
+size_t choice(const char* name, const std::vector<const char*>& words) {
+  const char* wanted = getenv(name);
+  std::string expected;
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (wanted == nullptr || strcmp(wanted, words[i]) == 0) return i;
+    expected += text("%s%s", i == 0 ? "" : i + 1 < words.size() ? ", " : " or ", words[i]);
+  }
+  refuse(LD_INVALID, text("%s is '%.32s', expected %s", name, wanted, expected.c_str()));
 }
 
-// $LOCALDIFF_CUDA_ATTENTION takes the kernel in float32 instead of that on tensor cores, for comparisons.
-bool exact_attention() {
-  const char* wanted = getenv("LOCALDIFF_CUDA_ATTENTION");
-  if (wanted == nullptr || strcmp(wanted, "tensor") == 0) return false;
-  if (strcmp(wanted, "float32") == 0) return true;
-  refuse(LD_INVALID, text("LOCALDIFF_CUDA_ATTENTION is '%.32s', expected tensor or float32", wanted));
+cuda::Cores chosen_cores(int major) {
+  std::vector<const char*> words = {"int8", "float32"};
+  if (major >= 8) words.push_back("bfloat16");
+  constexpr cuda::Cores kCores[] = {cuda::Cores::int8, cuda::Cores::none, cuda::Cores::bfloat16};
+  return kCores[choice("LOCALDIFF_CUDA_PRODUCTS", words)];
 }
 
 Device* open(const DeviceOptions& options) {
@@ -66,7 +67,8 @@ Device* open(const DeviceOptions& options) {
   check(cudaSetDevice(device->index), "being chosen");
   check(cudaGetDeviceProperties(&properties, device->index), "being asked for its properties");
   device->cores = chosen_cores(properties.major);
-  device->exact_attention = exact_attention();
+  device->exact_attention = choice("LOCALDIFF_CUDA_ATTENTION", {"tensor", "float32"}) == 1;
+  device->graphs = choice("LOCALDIFF_CUDA_GRAPHS", {"on", "off"}) == 0;
   device->plan = options.plan;
   device->isa = text("sm_%d%d", properties.major, properties.minor);
   if (options.isa != nullptr)
@@ -145,16 +147,12 @@ void observe(Context*, const Observed* sums) {
 }
 
 void embed(Context* c, const Weight* table, const int32_t* ids, int rows, bool add, float scale, float* out) {
-  if (ids != nullptr) to_device(c, c->layout.ids, ids, rows);
-  cuda::embed(c->stream, table->matrix, ids == nullptr ? nullptr : c->layout.ids, rows, add, scale, out);
+  cuda::embed(c->stream, table->matrix, ids == nullptr ? nullptr : ids_of(c, ids, rows), rows, add, scale, out);
 }
 
 // The input with its picked rows in device memory.
 LinearInput on_device(Context* c, LinearInput input, int rows) {
-  if (input.pick != nullptr) {
-    to_device(c, c->layout.ids, input.pick, rows);
-    input.pick = c->layout.ids;
-  }
+  if (input.pick != nullptr) input.pick = ids_of(c, input.pick, rows);
   return input;
 }
 
@@ -235,26 +233,9 @@ void experts(Context* c, const LinearInput& input, int rows, const Experts& e, f
   cuda::gather_experts(c->stream, at.routing, used, at.expert_out, width, rows, input.width, y);
 }
 
-// The rows in device memory; they are sent once for all layers.
-const cuda::Row* rows_of(Context* c, const RowInfo* rows, int n_rows) {
-  std::vector<cuda::Row> now(n_rows);
-  for (int r = 0; r < n_rows; ++r)
-    now[r] = {rows[r].slot, rows[r].place, rows[r].lo, rows[r].hi, rows[r].position, rows[r].hidden};
-  for (int i = 0; i < 2; ++i) {
-    const auto& held = c->rows[i].held;
-    if (held.size() == now.size() && memcmp(held.data(), now.data(), now.size() * sizeof(cuda::Row)) == 0)
-      return c->layout.rows[i];
-  }
-  const int place = c->next_rows;
-  c->next_rows = 1 - place;
-  c->rows[place].held = std::move(now);
-  to_device(c, c->layout.rows[place], c->rows[place].held.data(), n_rows);
-  return c->layout.rows[place];
-}
-
 void store_kv(Context* c, const AttentionLayer& layer, float* qkv, int stride, const RowInfo* rows, int n_rows) {
   const bool drifts = std::any_of(rows, rows + n_rows, [](const RowInfo& row) { return row.drift != nullptr; });
-  cuda::store(c->stream, layer, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows, n_rows),
+  cuda::store(c->stream, layer, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows),
               n_rows, c->layout.angles, drifts ? c->layout.drift : nullptr);
   if (!drifts) return;
   std::vector<float> drift(n_rows);
@@ -293,7 +274,7 @@ void write_kv(Context* c, int layer, int slot, int length, const float* k, const
 void attention(Context* c, const AttentionLayer& layer, const float* qkv, int stride, const RowInfo* rows, int n_rows,
                float* out) {
   cuda::attend(c->stream,
-               {layer.scale, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows, n_rows),
+               {layer.scale, c->layout.states[layer.index], c->shape.heads, qkv, stride, rows_of(c, rows),
                 n_rows, out},
                c->device->exact_attention);
 }
@@ -317,6 +298,8 @@ const Ops kOps = {"cuda",
                   Caught<receive>::call,
                   Caught<threads>::call,
                   Caught<observe>::call,
+                  Caught<begin_step>::call,
+                  Caught<end_step>::call,
                   Caught<embed>::call,
                   Caught<linear>::call,
                   Caught<apply>::call,

@@ -261,21 +261,91 @@ void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
 
 }  // namespace ld::cuda
 
+// ---- streams and graphs ----
+
+namespace {
+
+EmulatedStream* captured;  // that of the one thread
+int graphs_made, graphs_launched;
+
+// What may not be done while a stream is captured.
+cudaError_t forbidden() {
+  captured->broken = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
+}  // namespace
+
+// How many graphs were instantiated and launched so far, for the tests.
+extern "C" __attribute__((visibility("default"))) void ld_emulated_graphs(int* made, int* launched) {
+  *made = graphs_made;
+  *launched = graphs_launched;
+}
+
+void ld::cuda::run(cudaStream_t stream, std::function<void()> work) {
+  if (stream != nullptr && stream->captured) {
+    stream->graph.work.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  return *stream = new EmulatedStream, cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return stream != nullptr && stream->captured ? forbidden() : cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (captured != nullptr) return forbidden();
+  captured = stream;
+  stream->captured = true;
+  return cudaSuccess;
+}
+// $LD_EMULATED_CAPTURE=fails: what was captured is lost.
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (!stream->captured) return cudaErrorStreamCaptureInvalidated;
+  const char* wanted = getenv("LD_EMULATED_CAPTURE");
+  const bool broken = stream->broken || (wanted != nullptr && strcmp(wanted, "fails") == 0);
+  if (!broken) *graph = new EmulatedGraph(std::move(stream->graph));
+  *stream = {};
+  captured = nullptr;
+  return broken ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+  ++graphs_made;
+  return *out = new EmulatedGraph(*graph), cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  if (stream->captured) return forbidden();
+  ++graphs_launched;
+  for (const auto& work : graph->work) work();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete graph, cudaSuccess; }
+
 // Memory that a kernel reads before it was written is not zero by chance.
 cudaError_t cudaMalloc(void** out, size_t bytes) {
+  if (captured != nullptr) return forbidden();
   *out = aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
   if (*out == nullptr) return 2;
   memset(*out, 0xff, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaFree(void* at) { return free(at), cudaSuccess; }
+cudaError_t cudaFree(void* at) {
+  if (captured != nullptr) return forbidden();
+  return free(at), cudaSuccess;
+}
 cudaError_t cudaMallocHost(void** out, size_t bytes) { return cudaMalloc(out, bytes); }
 cudaError_t cudaFreeHost(void* at) { return cudaFree(at); }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  return memcpy(to, from, bytes), cudaSuccess;
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  return ld::cuda::run(stream, [=] { memcpy(to, from, bytes); }), cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
-  return memset(at, value, bytes), cudaSuccess;
+cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
+  return ld::cuda::run(stream, [=] { memset(at, value, bytes); }), cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* out, int) {
   *out = {"emulated", 9, 0, 4, size_t{4} << 30};

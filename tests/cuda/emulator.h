@@ -1,7 +1,9 @@
 // CUDA on a processor, for tests: the kernels of csrc/cuda compile as plain C++ and run block after block, every thread
 // of a block as a fiber that is switched at barriers, shuffles and matrix products. Slow and exact about what CUDA
 // promises: shared memory is one block's, a warp is 32 threads, and a barrier that not all threads reach is reported
-// instead of hanging. Not emulated: concurrency of blocks, streams, timing.
+// instead of hanging. A stream that is captured runs nothing and keeps its launches, arguments by value and copies by their
+// addresses, until the graph is launched; what CUDA forbids meanwhile breaks the capture. Not emulated: concurrency of
+// blocks and streams, timing.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #include "quant/half.h"
 
@@ -97,9 +100,21 @@ using std::min;
 // ---- the part of the run-time library that the host code uses ----
 
 using cudaError_t = int;
-using cudaStream_t = void*;
+// Work that a stream was given while it was captured, in order.
+struct EmulatedGraph {
+  std::vector<std::function<void()>> work;
+};
+struct EmulatedStream {
+  bool captured = false, broken = false;
+  EmulatedGraph graph;
+};
+using cudaStream_t = EmulatedStream*;
+using cudaGraph_t = EmulatedGraph*;
+using cudaGraphExec_t = EmulatedGraph*;
+constexpr unsigned cudaStreamNonBlocking = 1;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-constexpr cudaError_t cudaSuccess = 0;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901;
 struct cudaDeviceProp {
   char name[256];
   int major, minor, multiProcessorCount;
@@ -111,9 +126,15 @@ cudaError_t cudaMallocHost(void** out, size_t bytes);
 cudaError_t cudaFreeHost(void* at);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t);
 cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t);
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) { return *stream = nullptr, cudaSuccess; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
@@ -122,5 +143,18 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
 #define LD_UNROLL
+namespace ld::cuda {
+
+// Now, or when the graph is launched that the stream is captured for.
+void run(cudaStream_t stream, std::function<void()> work);
+
+template <class Kernel, class... Arguments>
+void launch(dim3 grid, unsigned threads, cudaStream_t stream, Kernel kernel, Arguments... arguments) {
+  run(stream, [=] { emulate(grid, threads, [&] { kernel(arguments...); }); });
+}
+
+}  // namespace ld::cuda
+
 #define LD_LAUNCH(kernel, grid, threads, stream, ...) \
-  (static_cast<void>(stream), ::ld::cuda::emulate(grid, threads, [&] { kernel(__VA_ARGS__); }))
+  ::ld::cuda::launch(                                 \
+      grid, threads, stream, [](auto... arguments) { kernel(arguments...); }, __VA_ARGS__)
