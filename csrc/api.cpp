@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "automaton.h"
 #include "error.h"
 #include "localdiff.h"
 #include "model.h"
@@ -279,6 +280,24 @@ ld_status ld_quantize_rows(int32_t type, const float* from, uint64_t rows, uint6
                   text("out_bytes is %llu, expected %llu", (unsigned long long)out_bytes, (unsigned long long)bytes));
     ld::Pool pool(o.threads);
     ld::quantize_rows(*traits, from, rows, columns, o.importance, pool, static_cast<uint8_t*>(out));
+  });
+}
+
+ld_status ld_automaton_create(const ld_automaton_table* table, ld_automaton** out) {
+  return guard([&] {
+    require(table != nullptr && out != nullptr, "table or the result pointer is NULL");
+    *out = new ld_automaton{ld::Automaton(read_struct("ld_automaton_table", table))};
+  });
+}
+
+void ld_automaton_free(ld_automaton* automaton) { delete automaton; }
+
+ld_status ld_automaton_fits(const ld_automaton* automaton, int32_t state, const int32_t* tokens, int32_t length,
+                            int32_t left, int32_t* fits) {
+  return guard([&] {
+    require(automaton != nullptr && fits != nullptr, "automaton or the result pointer is NULL");
+    const ld::Stretch stretch = automaton->automaton.stretch(state, tokens, length, left);
+    *fits = ld::Reach(automaton->automaton, stretch).possible();
   });
 }
 

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
 #include "cpu/arena.h"
 #include "cpu/kernels.h"
 #include "cpu/sampling.h"
 #include "error.h"
+#include "lattice.h"
 
 namespace ld {
 namespace {
@@ -38,10 +38,6 @@ const VectorKernels& best_kernels() {
   while (!row->supported()) row++;  // the last one always is
   return *row->vector;
 }
-
-struct FreeAligned {
-  void operator()(void* memory) const { ::operator delete (memory, std::align_val_t{64}); }
-};
 
 }  // namespace
 
@@ -143,6 +139,7 @@ void propose_logits(int vocab, const ld_canvas* canvases, int n_canvases) {
     check_scored(canvases[i], i, vocab, &possible);
     expect(canvases[i].logits != nullptr || canvases[i].n_score == 0, "canvas %d: logits is NULL", i);
     if (canvases[i].guidance != 0) check_companion(canvases[i], i + 1 < n_canvases ? &canvases[i + 1] : nullptr, i);
+    check_match(canvases[i], i, vocab);
   }
   const int blocks = logit_blocks(vocab);
   float* logits;
@@ -153,13 +150,14 @@ void propose_logits(int vocab, const ld_canvas* canvases, int n_canvases) {
     scratch = {arena.take<float>(blocks, kLogitBlock), arena.take<float>(blocks), arena.take<float>(blocks)};
     return arena.used();
   };
-  const std::unique_ptr<void, FreeAligned> memory(::operator new (lay_out(nullptr), std::align_val_t{64}));
-  lay_out(memory.get());
+  const Scratch memory = take_scratch(lay_out);
   const VectorKernels& kernels = best_kernels();
   for (int i = 0; i < n_canvases; i++) {
     const ld_canvas& canvas = canvases[i];
     const Sampling sampling = sampling_of(canvas);
-    for (int row = 0; row < canvas.n_score; row++) {
+    if (canvas.automaton != nullptr)
+      propose_match(kernels, canvas, canvas.guidance != 0 ? &canvases[i + 1] : nullptr, i);
+    for (int row = 0; canvas.automaton == nullptr && row < canvas.n_score; row++) {
       const ScoreRow score = scored_row(canvas, row, vocab, canvas.score[row], &sampling);
       std::copy(score.logits, score.logits + vocab, logits);
       if (canvas.guidance != 0) guide(canvas.guidance, canvases[i + 1].logits + ptrdiff_t{row} * vocab, vocab, logits);

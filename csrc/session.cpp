@@ -184,6 +184,7 @@ void Session::check(const ld_canvas& canvas, int index) {
   expect(canvas.feedback >= 0 && canvas.feedback <= (LD_FEEDBACK_LEAVE | LD_FEEDBACK_TAKE), "unknown feedback");
   expect(canvas.feedback == 0 || model_.feedback().ffn.width > 0, "feedback is not for this model, which takes none");
   expect(canvas.feedback == 0 || canvas.n_shadow == 0, "feedback and shadows exclude each other");
+  expect(canvas.automaton == nullptr, "an automaton is for ld_logits_propose, when the logits of all rows are known");
   expect(canvas.n_compute >= 0, "a count is negative");
   const int vocab = model_.config().vocab;
   for (int p = 0; p < canvas.length; p++)

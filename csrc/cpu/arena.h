@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #include "error.h"
 
@@ -34,5 +36,20 @@ class Arena {
   uint8_t* base_;
   size_t used_ = 0;
 };
+
+struct FreeAligned {
+  void operator()(void* memory) const { ::operator delete (memory, std::align_val_t{64}); }
+};
+
+// What take_scratch gave, until it is let go of.
+using Scratch = std::unique_ptr<void, FreeAligned>;
+
+// Scratch for what `lay_out`, a function of where it begins, puts into it; null there measures.
+template <class LayOut>
+Scratch take_scratch(const LayOut& lay_out) {
+  Scratch memory(::operator new (lay_out(nullptr), std::align_val_t{64}));
+  lay_out(memory.get());
+  return memory;
+}
 
 }  // namespace ld

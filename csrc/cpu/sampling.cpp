@@ -148,15 +148,6 @@ int32_t draw(const LogitScratch& scratch, int blocks, const Distribution& distri
   return token;
 }
 
-void adjust(const Sampling& sampling, float* logits) {
-  const float penalty = sampling.repetition_penalty;
-  for (int i = 0; penalty != 1 && i < sampling.n_repeated; ++i) {
-    float& logit = logits[sampling.repeated[i]];
-    logit = logit > 0 ? logit / penalty : logit * penalty;
-  }
-  for (int i = 0; i < sampling.n_bias; ++i) logits[sampling.bias_token[i]] += sampling.bias[i];
-}
-
 void keep_allowed(const uint32_t* allowed, int vocab, float* logits) {
   for (int i = 0; i < vocab; ++i) {
     if (!(allowed[i / 32] >> (i % 32) & 1)) logits[i] = kAbsent;
@@ -168,6 +159,15 @@ void keep_allowed(const uint32_t* allowed, int vocab, float* logits) {
 void guide(float guidance, const float* u, int vocab, float* logits) {
   const float factor = guidance + 1;
   for (int i = 0; i < vocab; ++i) logits[i] = u[i] + factor * (logits[i] - u[i]);
+}
+
+void adjust(const Sampling& sampling, float* logits) {
+  const float penalty = sampling.repetition_penalty;
+  for (int i = 0; penalty != 1 && i < sampling.n_repeated; ++i) {
+    float& logit = logits[sampling.repeated[i]];
+    logit = logit > 0 ? logit / penalty : logit * penalty;
+  }
+  for (int i = 0; i < sampling.n_bias; ++i) logits[sampling.bias_token[i]] += sampling.bias[i];
 }
 
 bool score_row(const VectorKernels& kernels, float* logits, int vocab, const ScoreRow& row,

@@ -32,6 +32,9 @@ struct LogitScratch {
 // logits[i] = u[i] + (guidance + 1) * (logits[i] - u[i]).
 void guide(float guidance, const float* u, int vocab, float* logits);
 
+// The penalty and the biases of rule 0.
+void adjust(const Sampling& sampling, float* logits);
+
 // Fills the results that `row` asks for, except its logits. `logits` holds vocab values, guided already, and is
 // overwritten up to whole blocks. False where a logit is NaN or infinite. Alternatives past the number of tokens are -1
 // with probability 0. At least one token must be left.

@@ -112,6 +112,30 @@ LD_API int32_t ld_quantize_supported(int32_t type);
 LD_API ld_status ld_quantize_rows(int32_t type, const float *from, uint64_t rows, uint64_t columns,
                                   const ld_quantize_options *options, void *out, uint64_t out_bytes);
 
+/* ---- texts that must match ---- */
+/* A finite automaton over the tokens of a vocabulary; immutable, may be shared between threads. */
+typedef struct ld_automaton ld_automaton;
+
+typedef struct ld_automaton_table {
+  uint32_t struct_size;
+  int32_t vocab, states;
+  int32_t classes;          /* sets of tokens that do the same in every state */
+  const int32_t *class_of;  /* [vocab] the class of each token; `classes` where it is never allowed */
+  const int32_t *first;     /* [states + 1] where the edges of each state begin, from 0 */
+  const int32_t *kind;      /* [first[states]] the class of each edge, ascending within a state */
+  const int32_t *target;    /* [first[states]] the state that it leads to */
+  const int32_t *distance;  /* [states] the fewest tokens after which a text may end, 0 where it may end there */
+} ld_automaton_table;
+
+/* The table is copied. A class has at least one token. */
+LD_API ld_status ld_automaton_create(const ld_automaton_table *table, ld_automaton **out);
+LD_API void ld_automaton_free(ld_automaton *automaton);
+
+/* fits receives 1 or 0: whether a text that goes on from `state` can hold these tokens [length], -1 where any may stand,
+ * and end `left` tokens behind them at the latest. */
+LD_API ld_status ld_automaton_fits(const ld_automaton *automaton, int32_t state, const int32_t *tokens, int32_t length,
+                                   int32_t left, int32_t *fits);
+
 /* ---- models ---- */
 typedef struct ld_model ld_model;
 
@@ -252,6 +276,16 @@ typedef struct ld_canvas {
   const int32_t *hidden;     /* [n_shadow] ascending, each less than length - n_shadow */
   int32_t n_shadow;
   int32_t feedback;          /* LD_FEEDBACK_*, added; 0 = none */
+  /* In ld_logits_propose alone: the tokens are those of one text that the automaton accepts (arXiv:2505.23061) together
+   * with what stands there. All scored positions are among the n_match from match_first on. At temperature 0 it is the
+   * likeliest text; else it is drawn from left to right, each token given those before it and that the text matches, with
+   * temperature, top_k and top_p. Scores are those of the tokens given that the text matches; sampled ones, what each was
+   * drawn from, times the probability of what came before it. Not with forbidden or allowed. NULL = none. */
+  const ld_automaton *automaton;
+  const int32_t *match_token; /* [n_match] what stands there; -1 where nothing is known, as at scored positions */
+  int32_t match_first, n_match;
+  int32_t match_state;        /* of the automaton before match_first */
+  int32_t match_left;         /* positions behind, of which the text may use any number */
 } ld_canvas;
 
 /* One forward pass over all canvases; fills their results. Slots must differ. Every position that a computed row sees

@@ -3,7 +3,7 @@
     build.py        from what is asked for to a constraint of one canvas
     schema.py, schema_merge.py, json_text.py, regex.py   -> trees (language.py) -> automaton.py
     tokens.py, table.py   an automaton over the tokens of a vocabulary
-    lattice.py      the dynamic programme; regular.py: constraints that are automata
+    regular.py      constraints that are automata; the dynamic programme over them is the engine's
     matching.py, completion.py   constraints that need a parser, through llguidance
     constraint.py   what both are to the denoise loop
 

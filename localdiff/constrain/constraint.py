@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..canvas import MASKED, Canvas, Commits, Float32
+from ..canvas import MASKED, Canvas, Commits
 
 if TYPE_CHECKING:
     from ..decode.decoder import Turn
@@ -34,11 +34,10 @@ class Constraint:
         """Tokens after those that are known from the beginning on, where there is no choice."""
         raise NotImplementedError
 
-    def turn(self, turn: Turn, request: Request, logits: Float32) -> Turn:
+    def turn(self, turn: Turn, request: Request) -> Turn:
         """The turn with proposals that may be written together.
 
-        request   what the engine was asked
-        logits    float32 [rows of the turn, vocab]
+        request   what the decoder wants, with the logits that the engine filled in, of the rows of the turn
         """
         raise NotImplementedError
 

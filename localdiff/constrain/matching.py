@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..canvas import MASKED, Canvas, Commits, Float32
+from ..decode.controls import wished_logits
 from ..decode.decoder import NOTHING, Turn, uniform
 from ..engine import Request
 from ..errors import EngineError, OptionError
 from .completion import Choices, complete
 from .constraint import Constraint, sequence
-from .lattice import Float64, shaped
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+Float64 = npt.NDArray[np.float64]
 
 _STREAM = 7  # of random numbers, see decode.decoder.uniform
 _TRIES = 6  # tokens that are tried before the next token of the text at hand is taken
@@ -78,8 +81,8 @@ class Matching(Constraint):
             return sequence(position, self._stop_tokens[:1])
         return NOTHING
 
-    def turn(self, turn: Turn, request: Request, logits: Float32) -> Turn:
-        masked = turn.masked
+    def turn(self, turn: Turn, request: Request) -> Turn:
+        masked, logits = turn.masked, wished_logits(request)
         proposal = replace(
             turn.proposal,
             token=turn.proposal.token.copy(),
@@ -146,11 +149,11 @@ class Matching(Constraint):
         if not len(allowed):  # it has become too complex; the text at hand still fits
             return np.zeros(len(mask)), np.zeros(len(mask))
         shares, confidence = np.zeros((2, len(mask)))
-        places, found = shaped(logits[allowed], 1.0, 0, 1.0)
+        places, found = _shaped(logits[allowed], 1.0, 0, 1.0)
         confidence[allowed[places]] = found
         if request.temperature == 0:
             return confidence, confidence
-        places, found = shaped(logits[allowed], request.temperature, request.top_k, request.top_p)
+        places, found = _shaped(logits[allowed], request.temperature, request.top_k, request.top_p)
         shares[allowed[places]] = found
         return shares, shares if request.scores_from == "sampled" else confidence
 
@@ -198,3 +201,26 @@ class Matching(Constraint):
 
     def _ended(self, text: tuple[int, ...]) -> bool:
         return bool(text) and text[-1] in self._stop_tokens
+
+
+def _shaped(
+    log: npt.NDArray[np.floating[Any]], temperature: float, top_k: int, top_p: float
+) -> tuple[npt.NDArray[np.intp], Float64]:
+    """What is drawn from, from unnormalised logarithms: temperature, the k likeliest, the nucleus, in this order.
+
+    returns   the places that are left, the likeliest first where some were cut off, and their probabilities
+    """
+    shares: Float64 = np.exp((log - log.max()).astype(np.float64) / temperature)
+    shares /= shares.sum()
+    if not top_k and top_p == 1:
+        kept = np.flatnonzero(shares)
+        return kept, shares[kept]
+    # what is below this makes up less than is outside the nucleus, so that it need not be ranked
+    kept = np.flatnonzero(shares > ((1 - top_p) / len(shares) if not top_k and top_p < 1 else 0))
+    kept = kept[np.argsort(-shares[kept], kind="stable")]
+    shares = shares[kept]
+    if top_k:
+        shares = shares[:top_k] / shares[:top_k].sum()
+    if top_p < 1:
+        shares = shares[np.cumsum(shares) - shares <= top_p]
+    return kept[: len(shares)], shares / shares.sum()

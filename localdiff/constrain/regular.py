@@ -1,9 +1,9 @@
-"""Constraints that are finite automata: every decoder chooses where to write, the lattice says what.
+"""Constraints that are finite automata: every decoder chooses where to write, the engine says what.
 
-The walk through the lattice (lattice.py) is one whole text for all positions that are scored, so that any of its tokens
-may be written at once, wherever they stand. Tokens that leave no choice are written without asking the model: where one
-token alone may follow, and where the next bytes are certain, written as the vocabulary usually writes them. Not here:
-the tables (table.py).
+What the engine proposes (engine.Match; DINGO, arXiv:2505.23061) is one whole text for all positions that are scored, so
+that any of its tokens may be written at once, wherever they stand. Tokens that leave no choice are written without
+asking the model: where one token alone may follow, and where the next bytes are certain, written as the vocabulary
+usually writes them. Not here: the tables (table.py), the dynamic programme, which is the engine's.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from ..canvas import COMMITTED, MASKED, Canvas, Commits, Float32, Int32
-from ..decode.decoder import NO_POSITIONS, NOTHING, Bools, Turn, uniform
-from ..engine import Proposal, Request
+from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
+from ..decode.decoder import NOTHING, Turn
+from ..engine import Match, Proposal, Request, propose_logits
 from ..errors import EngineError, OptionError
 from .constraint import Constraint, sequence
-from .lattice import Lattice, Walk, Weights
 from .table import FAR, TokenAutomaton
 
-_STREAM = 7  # of random numbers, see decode.decoder.uniform
 _RUN = 256  # bytes that are looked ahead for what is certain
 
 
@@ -62,45 +60,47 @@ class Regular(Constraint):
             state = self._after(state, found)
         return sequence(position, tokens) if tokens else NOTHING
 
-    def turn(self, turn: Turn, request: Request, logits: Float32) -> Turn:
+    def turn(self, turn: Turn, request: Request) -> Turn:
         masked = turn.masked
-        rows = turn.rows[masked]
-        if not len(rows):
+        if not masked.any():
             return turn
-        automaton = self._automaton
-        weights = Weights.of(automaton, logits[masked])
         position = self.known(turn.canvas)
-        lattice = self._lattice(turn.canvas, position, self._state(turn.canvas, position), rows, weights)
-        if not lattice.possible:
-            raise EngineError("no text that matches the constraint is left; this must not happen, please report it")
-        if request.temperature == 0:
-            answers = lattice.given_match(lattice.likeliest())
-        else:
-            numbers = uniform(request.seed, request.step, rows, _STREAM)
-            raw = request.scores_from == "raw"
-            answers = lattice.drawn(request.temperature, request.top_k, request.top_p, numbers, figures=not raw)
-            if raw:
-                answers = lattice.given_match(answers.token)
-        return _answered(turn, masked, answers, lattice)
+        old = turn.proposal
+        asked = replace(
+            request if masked.all() else request.of_rows(np.flatnonzero(masked)),
+            tokens=turn.canvas.tokens,
+            score=turn.rows[masked],
+            forbidden=None,
+            positions=None,
+            alternatives=old.alternative_token.shape[1],
+            feedback="",
+            match=self._match(turn.canvas, position, self._state(turn.canvas, position), int(turn.rows[masked][-1])),
+        )
+        (answers,) = propose_logits([asked], self.vocab)
+        if masked.all():
+            return replace(turn, proposal=answers)
+        new = {each.name: getattr(old, each.name).copy() for each in fields(Proposal)}
+        for name, values in new.items():
+            values[masked] = getattr(answers, name)
+        return replace(turn, proposal=Proposal(**new))
 
-    def _lattice(self, canvas: Canvas, position: int, state: int, rows: Int32, weights: Weights) -> Lattice:
-        """From `position`, where the automaton is in `state`, to the last position that matters."""
-        states = canvas.state[position : self.end]
-        settled = np.flatnonzero(states == COMMITTED)
-        last = max(int(settled[-1]) if len(settled) else -1, int(rows[-1]) - position if len(rows) else -1)
-        known = np.full(last + 1, -1, np.int32)
-        settled = settled[settled <= last]
-        known[settled] = self._automaton.class_of[canvas.tokens[position : self.end][settled]]
-        row = np.full(last + 1, -1, np.int32)
-        row[rows - position] = np.arange(len(rows), dtype=np.int32)
-        return Lattice(self._automaton, state, known, row, len(states) - last - 1, weights)
+    def _match(self, canvas: Canvas, position: int, state: int, last: int = -1) -> Match:
+        """What stands from `position`, where the automaton is in `state`, to the last position that matters: `last`, or
+        one that is written, or the end where the text fills its place."""
+        settled = position + np.flatnonzero(canvas.state[position : self.end] == COMMITTED)
+        if self._automaton.stop_tokens:
+            last = max(last, int(settled[-1]) if len(settled) else position - 1)
+        else:
+            last = self.end - 1
+        tokens = np.full(last + 1 - position, -1, np.int32)
+        tokens[settled - position] = canvas.tokens[settled]
+        return Match(self._automaton.engine, position, state, tokens, self.end - last - 1)
 
     def _fits(self, canvas: Canvas, position: int, state: int) -> bool:
         """Whether a whole text is possible with the automaton in `state` before `position`."""
         if np.all(canvas.state[position : self.end] == MASKED):
             return bool(self._automaton.possible(self.end - position)[state])
-        nothing = Weights.of(self._automaton, np.empty((0, self.vocab), np.float32))
-        return self._lattice(canvas, position, state, NO_POSITIONS, nothing).possible
+        return self._match(canvas, position, state).possible
 
     def _certain(self, canvas: Canvas, state: int, position: int, room: int) -> list[int]:
         """The tokens of the bytes that must come next, as far as they leave a whole text possible."""
@@ -138,15 +138,3 @@ class Regular(Constraint):
             raise EngineError("a token breaks the constraint; this must not happen, please report it")
         self._seen = text.copy(), state
         return state
-
-
-def _answered(turn: Turn, masked: Bools, answers: Walk, lattice: Lattice) -> Turn:
-    """The turn with these answers at its masked rows."""
-    old = turn.proposal
-    new = {each.name: getattr(old, each.name).copy() for each in fields(Proposal)}
-    for name in ("token", "probability", "margin", "entropy"):
-        new[name][masked] = getattr(answers, name)
-    count = old.alternative_token.shape[1]
-    if count:
-        new["alternative_token"][masked], new["alternative_probability"][masked] = lattice.ranked(count)
-    return replace(turn, proposal=Proposal(**new))

@@ -2,7 +2,7 @@
 
 Tokens that do the same in every state are one class, so that a state has edges for classes, not for tokens. A text may
 end where the automaton accepts, with a stop token; then nothing but stop tokens follows. The tables are made once and
-shared by all texts with the same constraint. Not here: probabilities (lattice.py).
+shared by all texts with the same constraint. Not here: probabilities, which are the engine's.
 """
 
 from __future__ import annotations
@@ -15,61 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..canvas import Int32
+from ..engine import Automaton
 from .automaton import ByteAutomaton
-from .tokens import TokenTree, spread, steps
+from .tokens import TokenTree, steps
 
 FAR = 1 << 30  # more tokens than any canvas has
 
 Bools = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.intp]  # what numpy indexes by, without a conversion each time
-
-
-@dataclass(frozen=True)
-class Edges:
-    """Edges between the states of one place of a text and the next: place in `states`, class, place in `targets`; by
-    source.
-
-    open   what TokenAutomaton.open_tokens() found
-    of     what narrowed() found
-    """
-
-    states: Int32
-    source: Indices
-    kind: Indices
-    target: Indices
-    targets: Int32
-    open: dict[int, tuple[Indices, Int32]] = field(default_factory=dict, repr=False)
-    of: dict[int, Edges] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def begins(self) -> Indices:
-        """Where the edges of each state that has any begin."""
-        return np.flatnonzero(np.diff(self.source, prepend=-1))
-
-    def by_source(self, ufunc: np.ufunc, values: npt.NDArray[np.float64], absent: float) -> npt.NDArray[np.float64]:
-        """float64 [states]: the values of the edges of each state reduced, `absent` where it has none."""
-        if not len(values):
-            return np.full(len(self.states), absent)
-        reduced: npt.NDArray[np.float64] = ufunc.reduceat(values, self.begins)
-        if len(reduced) == len(self.states):
-            return reduced
-        everything = np.full(len(self.states), absent)
-        everything[self.source[self.begins]] = reduced
-        return everything
-
-    @cached_property
-    def first(self) -> list[int]:
-        """Where the edges of each state begin, and their end."""
-        return np.searchsorted(self.source, np.arange(len(self.states) + 1)).tolist()  # type: ignore[no-any-return]
-
-    def narrowed(self, kind: int) -> Edges:
-        """Those for one class of tokens."""
-        found = self.of.get(kind)
-        if found is None:
-            kept = self.kind == kind
-            found = joined(self.states, self.source[kept], self.kind[kept], self.targets[self.target[kept]])
-            self.of[kind] = found
-        return found
 
 
 @dataclass(frozen=True)
@@ -96,28 +48,15 @@ class TokenAutomaton:
     distance: Int32
     stop_tokens: tuple[int, ...]
     _exact: list[Bools] = field(default_factory=list, repr=False)
-    _edges: dict[tuple[bytes, int], Edges] = field(default_factory=dict, repr=False)
 
     @property
     def ended(self) -> int:
         return len(self.distance) - 1
 
     @cached_property
-    def longest(self) -> int:
-        """The largest distance that is not FAR."""
-        return int(self.distance[self.distance < FAR].max(initial=0))
-
-    @cached_property
-    def live(self) -> Int32:
-        """The tokens that do something, by class."""
-        return self.ordered[: self.begin[-1]]
-
-    @cached_property
-    def place_of(self) -> Int32:
-        """int32 [vocab]: where each token stands in `ordered`."""
-        places = np.empty(len(self.ordered), np.int32)
-        places[self.ordered] = np.arange(len(self.ordered), dtype=np.int32)
-        return places
+    def engine(self) -> Automaton:
+        """The same in the engine."""
+        return Automaton(self.class_of, self.classes, self.first, self.kind, self.target, self.distance)
 
     def possible(self, left: int) -> Bools:
         """bool [states]: from which states `left` further tokens can make a whole text, one that has ended included."""
@@ -139,33 +78,6 @@ class TokenAutomaton:
         place = begin + int(np.searchsorted(self.kind[begin:end], kind))
         return int(self.target[place]) if place < end and self.kind[place] == kind else -1
 
-    def edges(self, states: Int32, left: int) -> Edges:
-        """What may follow in some states, ascending, so that `left` tokens after that can make it whole."""
-        key = states.tobytes(), min(left, self.longest + 1) if self.stop_tokens else left
-        found = self._edges.get(key)
-        if found is None:
-            place, edge = spread(self.first[states], self.first[states + 1] - self.first[states])
-            kept = self.possible(left)[self.target[edge]]
-            place, edge = place[kept], edge[kept]
-            found = joined(states, place, self.kind[edge], self.target[edge])
-            if len(self._edges) > 2048:
-                self._edges.clear()
-            self._edges[key] = found
-        return found
-
-    def places(self, kinds: Indices) -> tuple[Int32, Int32]:
-        """The tokens of some classes: for each its place in `kinds`, and its place in `ordered`."""
-        return spread(self.begin[kinds], self.begin[kinds + 1] - self.begin[kinds])
-
-    def open_tokens(self, edges: Edges, place: int) -> tuple[Indices, Int32]:
-        """The tokens that may follow in the state at `place`: the target of each, and its place in `ordered`."""
-        found = edges.open.get(place)
-        if found is None:
-            begin, end = edges.first[place], edges.first[place + 1]
-            edge, at = self.places(edges.kind[begin:end])
-            found = edges.open[place] = edges.target[begin:end][edge], at
-        return found
-
     def only(self, state: int) -> int | None:
         """The one token that may follow after `state`, or the first stop token where only they may; else None."""
         begin, end = self.first[state], self.first[state + 1]
@@ -175,19 +87,6 @@ class TokenAutomaton:
         single = self.begin[kind + 1] - self.begin[kind] == 1
         stops = bool(self.stop_tokens) and kind == self.classes - 1
         return int(self.ordered[self.begin[kind]]) if single or stops else None
-
-
-def joined(states: Int32, source: Int32 | Indices, kind: Int32 | Indices, target: Int32) -> Edges:
-    """Edges with the states that they lead to; source: places in `states`, target: states."""
-    sources, kinds = source.astype(np.intp), kind.astype(np.intp)
-    if not len(target):
-        return Edges(states, sources, kinds, target.astype(np.intp), target)
-    flags = np.zeros(int(target.max()) + 1, bool)
-    flags[target] = True
-    targets = np.flatnonzero(flags).astype(np.int32)
-    places = np.empty(len(flags), np.intp)
-    places[targets] = np.arange(len(targets))
-    return Edges(states, sources, kinds, places[target], targets)
 
 
 def build(automaton: ByteAutomaton, tree: TokenTree, vocab: int, stop_tokens: Sequence[int]) -> TokenAutomaton:

@@ -25,7 +25,7 @@ from ..cache.forward import CachedForward, Engine
 from ..cache.state import CachePolicy, State
 from ..canvas import COMMITTED, MASKED, Canvas, Commits, Int32
 from ..engine import Float32, Proposal, Request
-from .controls import Controls, wished_logits
+from .controls import Controls
 from .deadline import Pace, hurried
 from .decoder import NO_POSITIONS, NOTHING, Decoder, Look, Move, Turn
 from .table import DECODERS, Settings
@@ -318,8 +318,7 @@ def _within(job: Job, turn: Turn, look: Look, request: Request) -> Turn:
     """The turn with proposals that the constraint allows; request: what the decoder wants."""
     if job.constraint is None:
         return turn
-    logits = wished_logits(request)
-    return job.constraint.turn(turn, request, logits if look.order is None else logits[_back(look)])
+    return job.constraint.turn(turn, request if look.order is None else request.of_rows(_back(look)))
 
 
 def _rest(job: Job, turn: Turn) -> Commits:

@@ -1,4 +1,4 @@
-"""The engine as Python objects: files, models, sessions. The only package that touches cffi.
+"""The engine as Python objects: files, models, sessions, automata. The only package that touches cffi.
 
 A handle is freed when its last user goes: closing a File under a model, or a model under a session, is safe; using
 the closed object itself is an EngineError. The GIL is released while the engine computes. No signal handler is
@@ -6,6 +6,7 @@ installed: Ctrl-C is noticed when the running call returns; Session.cancel(), fr
 Arrays are numpy, int32 ids and positions, float32 numbers. Not here: text, decoding, any policy.
 """
 
+from .automata import Automaton, Match
 from .binding import (
     PACKAGE,
     Float32,
@@ -26,10 +27,12 @@ from .sessions import Observation, Proposal, Request, Session, Timings, pack_tok
 
 __all__ = [
     "PACKAGE",
+    "Automaton",
     "EngineModel",
     "File",
     "Float32",
     "Int32",
+    "Match",
     "Metadata",
     "ModelInfo",
     "ModelMemory",

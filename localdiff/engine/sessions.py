@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .._abi import ffi
 from ..errors import EngineError, OptionError
+from .automata import Match
 from .binding import Closable, Float32, Handle, Int32, check, count_of, library, new_struct, text_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Request:
     feedback     "leave": keep what is expected at the scored positions, softmax(logits of the model / temperature)
                  times the embeddings; "take": tell their rows what was left there last; "take+leave"; "" = neither.
                  For models with ModelInfo.feedback
+    match        the tokens are those of one text that an automaton accepts, see the header; for propose_logits, without
+                 forbidden and allowed
 
 With hidden n counts those answers too, and so do the rows computed; the slot holds m positions more than tokens.
     Logits change in this order: guidance, penalty, bias, then tokens are removed; all else is as if the model had given
@@ -91,6 +94,17 @@ With hidden n counts those answers too, and so do the rows computed; the slot ho
     hidden: Int32 | None = None
     shadows: Int32 | None = None
     feedback: str = ""
+    match: Match | None = None
+
+    def of_rows(self, places: npt.NDArray[np.intp]) -> Request:
+        """The same with the scored positions at these places, in this order, and their logits."""
+        beside = self.unconditional
+        return replace(
+            self,
+            score=self.score[places],
+            logits=None if self.logits is None else self.logits[places],
+            unconditional=None if beside is None else beside.of_rows(places),
+        )
 
 
 def pack_tokens(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
@@ -346,6 +360,11 @@ def _canvases(requests: Sequence[Request], vocab: int) -> tuple[Any, list[int], 
             canvas.allowed = data("allowed", request.allowed, np.uint32, (canvas.n_score, -(-vocab // 32)))
         if request.logits is not None:
             canvas.logits = data("logits", request.logits, np.float32, (canvas.n_score, vocab))
+        if request.match is not None:
+            match = request.match
+            canvas.automaton, canvas.match_first, canvas.match_state = match.automaton.raw, match.first, match.state
+            canvas.match_token, canvas.n_match = pointer("match", match.tokens)
+            canvas.match_left = match.left
         canvas.attention = _choice("attention", request.attention, ATTENTION)
         canvas.scores_from = _choice("scores_from", request.scores_from, SCORES)
         canvas.feedback = _choice("feedback", request.feedback, FEEDBACK)
