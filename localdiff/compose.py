@@ -30,6 +30,7 @@ from .heal import Reach, heal
 from .infill import LENGTHS, Part, choose_lengths
 from .options import GenerateOptions
 from .page import Gap, Page
+from .profiles import for_holes
 from .spec import DiffusionSpec
 from .stops import StopStrings
 from .text import Tokenizer
@@ -199,8 +200,7 @@ class Composer:
             lengths = [each for each in LENGTHS if each in possible] or possible[: len(LENGTHS)]
         chosen = choose_lengths(pieces, self.spec.mask_token, self.canvas_limit, look, beam, lengths)
         seconds = time.perf_counter() - started if passes else 0.0
-        # what stands around a hole belongs into it too: a penalty of the record's is for texts that go on
-        options = replace(_seeded(options), repetition_penalty=options.repetition_penalty or 1.0)
+        options = for_holes(_seeded(options), self.spec)
         wished, drafts = _wished(options), []
         for each in chosen:
             self._check_size(each)

@@ -1,4 +1,4 @@
-"""Speed presets with known cost, and the profiles that `localdiff tune` stores.
+"""Speed presets with known cost, what holes take of a record, and the profiles that `localdiff tune` stores.
 
 A preset is options by kind of attention; they count where the caller gives none. Texts stay those of the model: the
 temperature, top-p and penalty are those of its own decoder. `tuned` is what was found for one model on this machine;
@@ -98,6 +98,24 @@ def with_preset(options: GenerateOptions, spec: DiffusionSpec, files: Files) -> 
     if options.cache not in (None, values.get("cache")):  # its parameters are those of the preset's cache
         values = {option: value for option, value in values.items() if not option.startswith("cache")}
     values = {**sampling(spec), **values}
+    return dataclasses.replace(options, **{o: v for o, v in values.items() if getattr(options, o) is None})
+
+
+def for_holes(options: GenerateOptions, spec: DiffusionSpec) -> GenerateOptions:
+    """The options of infilling: a penalty of the record's is for texts that go on, while what stands around a hole
+    belongs into it too; and the record's decoder of holes with its sampling, unless another one is asked for, or what
+    this one has not."""
+    from .decode.table import DECODERS, OF_DECODER
+
+    values: dict[str, Any] = {"repetition_penalty": 1.0}
+    name = spec.infill_decoder
+    if name is not None and name not in DECODERS:
+        known = ", ".join(DECODERS)
+        raise OptionError(f"the model record fills holes with the decoder '{name}', expected one of {known}")
+    if name is not None and options.decoder is None and options.cache is None:
+        asked = {option for option in OF_DECODER if getattr(options, option) is not None}
+        if asked <= DECODERS[name].defaults.keys():
+            values = {**sampling(spec), **values, "decoder": name}
     return dataclasses.replace(options, **{o: v for o, v in values.items() if getattr(options, o) is None})
 
 

@@ -58,6 +58,7 @@ class DiffusionSpec:
     process       noise process, one of PROCESSES
     decoder, steps, temperature, top_p, threshold, end_temperature, entropy_bound, repetition_penalty   defaults of
                   generation; None = the decoder's own default
+    infill_decoder   the decoder of holes, with the temperature and top_p above; None = `decoder`, whatever is filled
     stop_tokens   ids after which text is trimmed
     pad_token, sep_token   ids used in training layouts, None where absent
     expand_token, delete_token   ids that stand for two masks and for none, None where the model has them not
@@ -84,6 +85,7 @@ class DiffusionSpec:
     end_temperature: float | None = None
     entropy_bound: float | None = None
     repetition_penalty: float | None = None
+    infill_decoder: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -180,6 +182,7 @@ _GGUF_KEYS = {
     "top_p": "localdiff.top_p",
     "threshold": "localdiff.threshold",
     "repetition_penalty": "localdiff.repetition_penalty",
+    "infill_decoder": "localdiff.infill_decoder",
     "stop_tokens": "localdiff.stop_token_ids",
     "pad_token": "localdiff.pad_token_id",
     "sep_token": "localdiff.sep_token_id",

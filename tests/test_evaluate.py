@@ -423,6 +423,17 @@ def test_a_left_to_right_model_keeps_what_its_record_says_otherwise(tmp_path: Pa
         assert subject.spec.mask_token not in (subject.model.tokenizer.eos, subject.model.tokenizer.eot)
 
 
+def test_a_left_to_right_model_takes_no_steps_of_the_record(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny.gguf")
+    item = {"before": "some words", "target": " to hide here, more than two", "after": " now"}
+    data = written(tmp_path / "a.jsonl", json.dumps(item))
+    record = {"diffusion": "decoder=llada,steps=2", "task": "infill", "data": (data,), "loading": {"threads": 1}}
+    (made,) = evaluate(path, attention="causal", **record).records
+    assert made["completion"]
+    with pytest.raises(OptionError, match="expected at least one step per block"):
+        evaluate(path, None, GenerateOptions(steps=2), attention="causal", **record)
+
+
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = write_tiny(tmp_path / "tiny.gguf")
     data = written(tmp_path / "a.txt", "some words to hide " * 40)

@@ -1,9 +1,10 @@
-"""Presets, profiles and tuning: what wins over what, figures of quality against hand calculation, and that a search
+"""Presets, holes, profiles and tuning: what wins over what, figures of quality against hand calculation, and that a search
 leaves a profile which run uses, or nothing at all."""
 
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from localdiff.decode.table import settings_for
 from localdiff.errors import LocaldiffError, ModelFileError, OptionError
 from localdiff.loading import EMBEDDED
 from localdiff.options import GenerateOptions
-from localdiff.profiles import PRESETS, Profile, profile_of, recall, remember, store, with_preset
+from localdiff.profiles import PRESETS, Profile, for_holes, profile_of, recall, remember, store, with_preset
 from localdiff.quality import agreement, distinct, judged, own, perplexity
 from localdiff.spec import ATTENTION_KINDS, DiffusionSpec
 from localdiff.tuning import tune
@@ -67,6 +68,42 @@ def test_what_the_caller_gives_wins() -> None:
         with_preset(GenerateOptions(preset="fast"), DiffusionSpec(1, False, process="uniform"), FILES)
     with pytest.raises(OptionError, match="preset is 'quick', expected one of exact, balanced, fast, tuned"):
         GenerateOptions(preset="quick")
+
+# ---- holes ----
+
+
+def test_holes_are_filled_by_the_records_decoder_of_holes_with_its_sampling() -> None:
+    spec = DiffusionSpec(
+        1, True, decoder="llada", block_length=4, temperature=0.8, top_p=0.7, repetition_penalty=1.2, infill_decoder="topk"
+    )
+    found = settings_for(for_holes(GenerateOptions(), spec), spec, 6)
+    assert (found.decoder, found.temperature, found.top_p, found.repetition_penalty) == ("topk", 0.8, 0.7, 1.0)
+    given = for_holes(GenerateOptions(steps=3, temperature=0.0, repetition_penalty=1.1), spec)
+    assert (given.decoder, given.steps, given.temperature, given.repetition_penalty) == ("topk", 3, 0.0, 1.1)
+    assert settings_for(GenerateOptions(), spec, 6).decoder == "llada"  # of texts that go on
+
+
+@pytest.mark.parametrize("asked", [{"decoder": "dream"}, {"preset": "balanced"}, {"block_length": 2}, {"cache": "dual"}])
+def test_what_is_asked_for_wins_over_the_decoder_of_holes(asked: dict[str, Any]) -> None:
+    spec = DiffusionSpec(1, True, decoder="llada", block_length=4, infill_decoder="topk")
+    options = with_preset(GenerateOptions(**asked), spec, FILES)
+    assert for_holes(options, spec) == replace(options, repetition_penalty=options.repetition_penalty or 1.0)
+
+
+def test_a_record_with_a_decoder_of_holes_that_does_not_exist_is_refused() -> None:
+    spec = DiffusionSpec(1, True, infill_decoder="other")
+    with pytest.raises(OptionError, match="the model record fills holes with the decoder 'other', expected one of"):
+        for_holes(GenerateOptions(), spec)
+    assert settings_for(GenerateOptions(), spec, 6).decoder == "random-keep"
+
+
+def test_a_model_fills_holes_with_it() -> None:
+    with localdiff.load(threads=1, diffusion="infill_decoder=topk") as model:
+        filled = model.infill("Once upon a [[3]] there was a dog.", seed=1)
+        assert filled.decoder["decoder"] == "topk"
+        assert (filled.decoder["temperature"], filled.decoder["top_p"]) == (0.9, 0.9)
+        assert model.infill("Once [[2]] a", seed=1, decoder="llada").decoder["decoder"] == "llada"
+        assert model.generate("Once", max_new_tokens=4, seed=1).decoder["decoder"] == "llada"
 
 
 # ---- profiles ----

@@ -260,7 +260,8 @@ CONTROLS = ("stop", "logit_bias", "ban", "only", "guidance", "negative_prompt", 
 _EVERY = (
     "decoder", "cache", "cache_window", "cache_refresh", "report_drift", "constraint", "grow", "aligned", *_SAMPLING,
 )  # fmt: skip
-_OWN = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)  # only where the decoder's row has them
+# taken only where the decoder's row has them
+OF_DECODER = tuple(each.name for each in fields(Settings) if each.name not in _EVERY)
 
 
 # how papers call what has a name here: what users may type for `order`
@@ -285,9 +286,9 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
     row = DECODERS.get(name)
     if row is None:
         raise OptionError(f"the model record asks for the decoder '{name}', expected one of {', '.join(DECODERS)}")
-    refused = [option for option in _OWN if getattr(options, option) is not None and option not in row.defaults]
+    refused = [option for option in OF_DECODER if getattr(options, option) is not None and option not in row.defaults]
     if refused:
-        takes = ", ".join(option for option in _OWN if option in row.defaults)
+        takes = ", ".join(option for option in OF_DECODER if option in row.defaults)
         raise OptionError(f"the decoder {name} has no option {refused[0]}; it takes {takes}")
 
     values = {**_SAMPLING, **row.defaults}

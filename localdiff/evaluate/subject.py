@@ -26,6 +26,7 @@ from ..text import Tokenizer
 from .tasks import Task
 
 LEFT_TO_RIGHT: Mapping[str, Any] = {"attention": "block_causal", "block_length": 1, "logit_shift": True}
+_EVERY_TOKEN = 1 << 30  # steps, which are no more than there are tokens: those of the record are another decoder's
 _LEFT_TO_RIGHT_SETTINGS = ("temperature", "top_p", "top_k")  # of a task's published ones, those that hold for it too
 
 
@@ -95,7 +96,8 @@ def _left_to_right(metadata: Mapping[str, Any], spec: DiffusionSpec | None, diff
             "stand for what is not known yet; give --diffusion mask=ID,shift=1,attn=block_causal,block=1"
         )
     values = {
-        "mask": mask, "shift": 1, "attn": "block_causal", "block": 1, "decoder": "llada", "process": "absorbing"
+        "mask": mask, "shift": 1, "attn": "block_causal", "block": 1, "decoder": "llada", "process": "absorbing",
+        "steps": _EVERY_TOKEN,
     }  # fmt: skip
     kept = [part for part in (diffusion or "").split(",") if part and part.partition("=")[0].strip() not in values]
     return ",".join([*kept, *(f"{name}={value}" for name, value in values.items())])
