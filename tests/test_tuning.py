@@ -1,5 +1,5 @@
-"""Presets, holes, profiles and tuning: what wins over what, figures of quality against hand calculation, and that a search
-leaves a profile which run uses, or nothing at all."""
+"""Presets, holes, profiles and tuning: what wins over what, figures of quality against hand calculation, and that a
+search leaves a profile which run uses, or nothing at all."""
 
 import json
 import math
@@ -73,9 +73,8 @@ def test_what_the_caller_gives_wins() -> None:
 
 
 def test_holes_are_filled_by_the_records_decoder_of_holes_with_its_sampling() -> None:
-    spec = DiffusionSpec(
-        1, True, decoder="llada", block_length=4, temperature=0.8, top_p=0.7, repetition_penalty=1.2, infill_decoder="topk"
-    )
+    sampling = {"temperature": 0.8, "top_p": 0.7, "repetition_penalty": 1.2}
+    spec = DiffusionSpec(1, True, decoder="llada", block_length=4, infill_decoder="topk", **sampling)
     found = settings_for(for_holes(GenerateOptions(), spec), spec, 6)
     assert (found.decoder, found.temperature, found.top_p, found.repetition_penalty) == ("topk", 0.8, 0.7, 1.0)
     given = for_holes(GenerateOptions(steps=3, temperature=0.0, repetition_penalty=1.1), spec)
@@ -83,7 +82,10 @@ def test_holes_are_filled_by_the_records_decoder_of_holes_with_its_sampling() ->
     assert settings_for(GenerateOptions(), spec, 6).decoder == "llada"  # of texts that go on
 
 
-@pytest.mark.parametrize("asked", [{"decoder": "dream"}, {"preset": "balanced"}, {"block_length": 2}, {"cache": "dual"}])
+ASKED = [{"decoder": "dream"}, {"preset": "balanced"}, {"block_length": 2}, {"cache": "dual"}]
+
+
+@pytest.mark.parametrize("asked", ASKED)
 def test_what_is_asked_for_wins_over_the_decoder_of_holes(asked: dict[str, Any]) -> None:
     spec = DiffusionSpec(1, True, decoder="llada", block_length=4, infill_decoder="topk")
     options = with_preset(GenerateOptions(**asked), spec, FILES)
