@@ -6,10 +6,10 @@
 
 Schemas and regexes are the tests' (constraint_cases.py), those that automata can follow and that fit; each is compiled
 before anything is measured, which is reported by itself. In a round every case takes its turn between two free
-generations, and its ratios are to their mean. `a pass` compares time per denoise step; `a text` the whole generation,
-where the number of passes counts too: the text decides that. Medians over the rounds, then over the cases. Writes
-bench/results/DATE-constraints.json and .md; nothing fails because something was slow. Not here: whether texts are valid
-(tests/test_constrain_model.py).
+generations, and its ratios are to their mean. `a pass` compares time per denoise step, where there are enough of them
+to tell; `a text` the whole generation, where their number counts too, which the text decides. Medians over the rounds,
+then over the cases. Writes bench/results/DATE-constraints.json and .md; nothing fails because something was slow. Not
+here: whether texts are valid (tests/test_constrain_model.py).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ KINDS: dict[str, Callable[[int], Any]] = {"json_schema": schema_case, "regex": r
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Cases = list[dict[str, Any]]
 PROMPT = "Once upon a time"
+FEW = 10  # passes: below, what a generation begins and ends with is most of its time
 
 
 def writing(model: Model) -> list[str]:
@@ -123,7 +124,11 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for decoder, kind in groups:
         of_group = [row for row in rows if (row["decoder"], row["kind"]) == (decoder, kind)]
-        ratios = {what: spread(tuple(row[what][0] for row in of_group)) for what in ("pass", "text")}
+        many = [row for row in of_group if row["passes"] >= FEW]
+        ratios = {
+            what: spread(tuple(row[what][0] for row in chosen)) if chosen else None
+            for what, chosen in (("pass", many), ("text", of_group))
+        }
         found.append({"decoder": decoder, "kind": kind, "cases": len(of_group)} | ratios)
     return found
 
@@ -141,7 +146,7 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in result["summary"]:
-        ratios = (f"{median:.2f} ({least:.2f}-{most:.2f})" for median, least, most in (row["pass"], row["text"]))
+        ratios = ("{:.2f} ({:.2f}-{:.2f})".format(*each) if each else "-" for each in (row["pass"], row["text"]))
         lines.append(f"| {row['decoder']} | {row['kind']} | {row['cases']} | {' | '.join(ratios)} |")
     return "\n".join(lines) + "\n"
 

@@ -359,18 +359,18 @@ Arc Lattice::best_arc(const double* open, const double* more, const std::vector<
 }
 
 int32_t Lattice::likeliest_of(int bundle, int row) const {
-  int32_t token = -1;
-  float most = kAbsent;
-  for (const int32_t kind : automaton_.kinds(bundle)) {
-    const auto tokens = automaton_.tokens(kind);
-    const float* x = of_class(row, kind);
-    for (size_t i = 0; i < tokens.size(); i++) {
-      if (token >= 0 && x[i] <= most) continue;
-      token = tokens[i];
-      most = x[i];
-    }
+  const auto kinds = automaton_.kinds(bundle);
+  const auto most_of = [&](int kind) { return largest(of_class(row, kind), automaton_.tokens(kind).size()); };
+  int best = kinds[0];
+  float most = most_of(best);
+  for (const int32_t kind : kinds.subspan(1)) {
+    const float value = most_of(kind);
+    if (value <= most) continue;
+    best = kind;
+    most = value;
   }
-  return token;
+  const float* x = of_class(row, best);
+  return automaton_.tokens(best)[std::find(x, x + automaton_.tokens(best).size() - 1, most) - x];
 }
 
 // A token that may follow in the walk's state, drawn; with its scores times `here` where they are of what it is drawn

@@ -111,3 +111,18 @@ def test_peak_of_every_row() -> None:
 def test_random_models_are_reproducible(tmp_path: Path, model: Path) -> None:
     write_random_model(tmp_path / "again.gguf", SHAPE, "Q8_0")
     assert (tmp_path / "again.gguf").read_bytes() == model.read_bytes()
+
+
+def test_constraints_bench(tmp_path: Path) -> None:
+    options = ["--decoders", "topk", "--cases", "1", "--rounds", "1", "--tokens", "24", "--threads", "1"]
+    found = run("bench/constraints.py", *options, "--results", str(tmp_path), "--name", "made")["summary"]
+    assert [(row["decoder"], row["kind"], row["cases"]) for row in found] == [
+        ("topk", "json_schema", 1),
+        ("topk", "regex", 1),
+    ]
+    for row in found:
+        assert_positive(*row["text"], *(row["pass"] or ()))
+    result = json.loads((tmp_path / "made.json").read_text())
+    assert len(result["rows"]) == 2
+    assert_positive(*result["first"].values())
+    assert "| topk | json_schema | 1 |" in (tmp_path / "made.md").read_text()
