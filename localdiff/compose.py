@@ -18,7 +18,7 @@ import numpy as np
 
 from .cache.table import make_cache
 from .canvas import Canvas, Hole, Int32
-from .constrain import Asked, asked_for, constraint_for, hole_lengths
+from .constrain import AVOID, Asked, asked_for, constraint_for, hole_lengths
 from .decode.controls import Controls
 from .decode.decoder import Facts
 from .decode.loop import Job, longer
@@ -80,7 +80,7 @@ class Composer:
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
         stops, wished, pad = StopStrings(options.stop or ()), _wished(options), self.spec.pad_token
         asked, stop_tokens = asked_for(options), self._stop_tokens()
-        if asked is not None and not stop_tokens:
+        if asked is not None and asked.kind != AVOID and not stop_tokens:
             raise OptionError(
                 f"this model has no token that ends a text, so no text that matches {asked.what} could end; fill a "
                 "hole instead, or name one with --diffusion stop=ID"

@@ -92,6 +92,9 @@ class GenerateOptions:
     ban: tuple[str | int, ...] | None = option(
         "a token that is never written, with its space: ' cat'", form=wishes.tokens, many="TEXT"
     )
+    avoid: tuple[str, ...] | None = option(
+        "a text that is never written, however many tokens it has", form=wishes.strings, many="TEXT"
+    )
     only: tuple[str | int, ...] | None = option(
         "a token that may be written; no others are", form=wishes.tokens, many="TEXT"
     )

@@ -99,7 +99,10 @@ def token_of(name: str, wanted: str | int, tokenizer: Tokenizer, vocab: int) -> 
     ids = tokenizer.encode_parts(["", wanted], add_bos=False)  # "" first: this is not the beginning of a text
     if len(ids) != 1:
         parts = ", ".join(f"{token} {tokenizer.decode([token], continues=True)!r}" for token in ids) or "none"
-        raise OptionError(f"{name} names {wanted!r}, which is {len(ids)} tokens of the model ({parts}); name one token")
+        instead = ", or avoid the text" if name == "ban" else ""
+        raise OptionError(
+            f"{name} names {wanted!r}, which is {len(ids)} tokens of the model ({parts}); name one token{instead}"
+        )
     return ids[0]
 
 

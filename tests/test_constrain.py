@@ -471,6 +471,53 @@ def test_constraints_come_from_files(tmp_path: Path) -> None:
         model.generate("", grammar=grammar)
 
 
+# ---- texts that are avoided ----
+
+
+@pytest.mark.parametrize("vocabulary", [bytes_vocabulary, spaces_vocabulary, words_vocabulary])
+@pytest.mark.parametrize("name", ["threshold", "topk", "eb-sampler"])
+def test_avoided_texts_are_never_written(vocabulary: Any, name: str) -> None:
+    model = noisy(vocabulary(), spread=1.0)
+    options = {"decoder": name, "temperature": 1.0, "max_new_tokens": 24}
+    free = [model.generate("", seed=seed, **options).text for seed in range(2)]
+    pairs = [text[at : at + 2] for text in free for at in range(len(text) - 1)]  # of bytes that are characters
+    avoided = tuple(dict.fromkeys(pair for pair in pairs if pair.isascii() and pair.isprintable()))[:9]
+    assert any(each in text for each in avoided for text in free)
+    for seed in range(2):
+        out = model.generate("", seed=seed, avoid=avoided, **options)
+        assert not any(each in out.text for each in avoided)
+        assert out.decoder["constraint"] == "avoid"
+        assert out.decoder["avoid"] == avoided
+
+
+def test_avoided_texts_go_with_what_must_match() -> None:
+    model = noisy(bytes_vocabulary())
+    for seed in range(4):
+        options = {"seed": seed, "max_new_tokens": 30, "decoder": "threshold"}
+        out = model.generate("", regex="[abc]{6,12}", avoid=["ab", "ca", "bb"], **options)
+        assert fits(out.text, "(?!.*(ab|ca|bb))[abc]{6,12}")
+        schema = {"enum": ["red", "green", "blue"]}
+        assert model.generate("", json_schema=schema, avoid=["r"], **options).text == '"blue"'
+    hole = model.infill(["x", Hole(5), "y"], avoid="e", seed=1).holes[0]
+    assert "e" not in hole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regex": "ab", "avoid": "b"}, "no text that this vocabulary can write matches the regex 'ab' with avoid"),
+        ({"json_object": True, "avoid": "b"}, "no small finite automaton .* leave avoid out"),
+        ({"avoid": "ab" * 4000}, "avoid is no small finite automaton .* shorten it"),
+        ({"avoid": "a", "decoder": "rdm"}, "the decoder rdm takes tokens back"),
+        ({"avoid": ""}, "avoid holds '', expected texts that are not empty"),
+        ({"avoid": "a", "grow": 8}, "avoid is matched over a canvas of one length"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_avoided_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        noisy(bytes_vocabulary()).generate("x", **options)
+
+
 # ---- holes ----
 
 

@@ -226,6 +226,24 @@ def test_a_deep_schema_ends_soon() -> None:
         language(schema, False)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_texts_that_are_avoided_are_in_no_text(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pattern = ("[abc]*", "(ab|c)*", "a{2,4}(b|c)*", "(a|bc)+")[seed % 4]
+    avoided = ["".join(rng.choice(list("abc"), rng.integers(1, 4))) for _ in range(rng.integers(1, 4))]
+    automaton = compile(parse(pattern)).avoiding([text.encode() for text in avoided])
+    for length in range(6):
+        for letters in itertools.product("abcd", repeat=length):
+            text = "".join(letters)
+            expected = bool(re.fullmatch(pattern, text)) and not any(each in text for each in avoided)
+            assert accepts(automaton, text) == expected, (text, avoided)
+
+
+def test_what_is_avoided_may_be_too_much() -> None:
+    with pytest.raises(Unsupported, match="more than 6000 states"):
+        compile(parse("[abc]*")).avoiding([b"abc" * 2100])
+
+
 def test_a_space_at_the_beginning_can_be_swallowed() -> None:
     for node, texts in ((parse("ab|c"), ["ab", "c"]), (parse("[a-z ]b"), ["ab", " b"]), (parse(" *x"), ["x", "  x"])):
         plain, swallowing = compile(node), compile(node).swallowing_space()

@@ -10,7 +10,7 @@
 The text is always valid: what cannot be honoured is refused before the first forward pass.
 """
 
-from .build import Asked, asked_for, constraint_for, hole_lengths
+from .build import AVOID, Asked, asked_for, constraint_for, hole_lengths
 from .constraint import Constraint
 
-__all__ = ["Asked", "Constraint", "asked_for", "constraint_for", "hole_lengths"]
+__all__ = ["AVOID", "Asked", "Constraint", "asked_for", "constraint_for", "hole_lengths"]

@@ -7,6 +7,7 @@ limits, so that small patterns that ask for huge automata end soon. Not here: to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,30 @@ class ByteAutomaton:
         return ByteAutomaton(
             np.vstack([start[None], shifted]).astype(np.int32), class_of, np.append(self.accepting[:1], self.accepting)
         )
+
+    def avoiding(self, texts: Sequence[bytes]) -> ByteAutomaton:
+        """The automaton of the texts that match and hold none of these; Unsupported where it would be too large."""
+        goto, whole = _found(texts)
+        own = np.isin(np.arange(256), list(b"".join(texts)))
+        keys = self.class_of * 257 + np.where(own, np.arange(256), 256)
+        _, first, class_of = np.unique(keys, return_index=True, return_inverse=True)
+        following, goto = self.following[:, self.class_of[first]], goto[:, first]
+        numbers = {(0, 0): 0}
+        queue, rows = [(0, 0)], []
+        for finder, state in queue:
+            row = []
+            for to, target in zip(goto[finder].tolist(), following[state].tolist(), strict=True):
+                if target < 0 or whole[to]:
+                    row.append(-1)
+                    continue
+                row.append(numbers.setdefault((to, target), len(numbers)))
+                if row[-1] == len(queue):
+                    queue.append((to, target))
+            rows.append(row)
+            if len(queue) > MAX_STATES:
+                raise Unsupported(f"its automaton has more than {MAX_STATES} states")
+        accepting = self.accepting[[state for _, state in queue]]
+        return ByteAutomaton(np.array(rows, np.int32), class_of.astype(np.int32), accepting)
 
     def forced(self, state: int, limit: int) -> tuple[bytes, bool]:
         """The bytes that must follow after `state`, up to `limit` of them, and whether the text must end there."""
@@ -187,6 +212,31 @@ def _deterministic(graph: _Graph, start: int, final: int) -> ByteAutomaton:
             raise Unsupported(f"its automaton has more than {min(len(queue), MAX_STATES)} states")
     accepting = np.array([final in states for states in queue])
     return ByteAutomaton(np.array(rows, np.int32).reshape(len(rows), width), class_of, accepting)
+
+
+def _found(texts: Sequence[bytes]) -> tuple[Int32, npt.NDArray[np.bool_]]:
+    """Aho and Corasick's automaton (1975), which finds texts: the next state for each byte, and where one was found."""
+    children: list[dict[int, int]] = [{}]
+    whole = [False]
+    for text in texts:
+        at = 0
+        for byte in text:
+            if byte not in children[at]:
+                children[at][byte] = len(children)
+                children.append({})
+                whole.append(False)
+            at = children[at][byte]
+        whole[at] = True
+    goto = np.zeros((len(children), 256), np.int32)
+    queue = [(0, 0)]  # a state, and that of its longest proper suffix
+    for state, suffix in queue:
+        whole[state] |= whole[suffix]
+        if state:
+            goto[state] = goto[suffix]
+        for byte, child in children[state].items():
+            queue.append((child, int(goto[state, byte])))
+            goto[state, byte] = child
+    return goto, np.array(whole)
 
 
 def _classes(masks: set[int]) -> tuple[Int32, dict[int, list[int]]]:

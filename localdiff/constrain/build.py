@@ -11,7 +11,7 @@ import json
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..errors import OptionError
 from . import automaton, schema, table
 from .completion import Choices
 from .constraint import Constraint
-from .language import Node, Unsupported
+from .language import Node, OneOf, Repeat, Unsupported
 from .matching import Matching
 from .regex import parse
 from .regular import Regular
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
 
 KINDS = ("json_schema", "json_object", "regex", "grammar")
+AVOID = "avoid"
 _KEPT = 64  # tables per tokenizer
 _MAX_SIZE = {"json_schema": 1 << 20, "regex": 1 << 15, "grammar": 1 << 15}  # characters
 
@@ -42,20 +43,31 @@ _MAX_SIZE = {"json_schema": 1 << 20, "regex": 1 << 15, "grammar": 1 << 15}  # ch
 class Asked:
     """A constraint as the caller gave it.
 
-    kind     one of KINDS
+    kind     one of KINDS, or AVOID where any other text will do
     what     how messages call it
     value    the schema as an object, else text
     key      the same as text
+    avoided  texts that must not be in it
     """
 
     kind: str
     what: str
     value: Any
     key: str
+    avoided: tuple[str, ...] = ()
 
 
 def asked_for(options: GenerateOptions) -> Asked | None:
     """What the options ask for; files are read. OptionError for one that cannot be read."""
+    asked = _matching(options)
+    if not options.avoid:
+        return asked
+    if asked is None:
+        return Asked(AVOID, AVOID, None, "", options.avoid)
+    return replace(asked, what=f"{asked.what} with {AVOID}", avoided=options.avoid)
+
+
+def _matching(options: GenerateOptions) -> Asked | None:
     if options.json_schema is not None:
         value, what = options.json_schema, "the JSON schema"
         if isinstance(value, Path):
@@ -126,6 +138,11 @@ def constraint_for(
     except Unsupported as reason:
         if not stop_tokens:
             raise _unfit_for_holes(asked, reason) from None
+        if asked.avoided:
+            raise OptionError(
+                f"{asked.what} is no small finite automaton ({reason}), and only those keep texts out; "
+                f"{'shorten it' if asked.kind == AVOID else 'leave avoid out'}"
+            ) from None
         matcher = words.matcher(asked)
         if unfit is not None:
             raise OptionError(
@@ -168,7 +185,7 @@ class _Words:
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode_parts(["", text], add_bos=False)
         self._vocab = vocab
         self._stop_tokens = stop_tokens
-        self._tables: dict[tuple[str, str, bool], table.TokenAutomaton | Unsupported] = {}
+        self._tables: dict[tuple[str, str, tuple[str, ...], bool], table.TokenAutomaton | Unsupported] = {}
 
     @cached_property
     def choices(self) -> Choices:
@@ -176,11 +193,13 @@ class _Words:
 
     def table(self, asked: Asked, swallows: bool) -> table.TokenAutomaton:
         """The automaton of a constraint; Unsupported where it is none."""
-        key = asked.kind, asked.key, swallows
+        key = asked.kind, asked.key, asked.avoided, swallows
         found = self._tables.get(key)
         if found is None:
             try:
                 made = automaton.compile(self._language(asked))
+                if asked.avoided:
+                    made = made.avoiding([text.encode("utf-8", "surrogatepass") for text in asked.avoided])
                 made = made.swallowing_space() if swallows else made
                 found = table.build(made, self._tree, self._vocab, self._stop_tokens)
             except Unsupported as reason:
@@ -193,6 +212,8 @@ class _Words:
         return found
 
     def _language(self, asked: Asked) -> Node:
+        if asked.kind == AVOID:
+            return Repeat(OneOf((1 << 256) - 1))
         if asked.kind == "grammar":
             raise Unsupported("a grammar may nest without end")
         if asked.kind != "regex":

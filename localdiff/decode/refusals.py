@@ -116,11 +116,11 @@ REFUSALS = (
         "the decoder {decoder} writes other tokens than those that {constraint} allows together; choose threshold",
     ),
     Refusal(
-        lambda it: it.settings.constraint is not None and it.settings.end_token == "never",
+        lambda it: it.settings.constraint not in (None, "avoid") and it.settings.end_token == "never",
         "end_token never keeps a text that matches {constraint} from ending; leave it out",
     ),
     Refusal(
-        lambda it: it.settings.constraint is not None and "stop" in it.asked,
+        lambda it: it.settings.constraint not in (None, "avoid") and "stop" in it.asked,
         "stop cuts the text off, so that it would no longer match {constraint}; leave it out",
     ),
     Refusal(

@@ -255,7 +255,7 @@ class Settings:
 
 
 # options that every decoder goes with, but for refusals.py: see controls.py
-CONTROLS = ("stop", "logit_bias", "ban", "only", "guidance", "negative_prompt", "alternatives", "deadline")
+CONTROLS = ("stop", "logit_bias", "ban", "avoid", "only", "guidance", "negative_prompt", "alternatives", "deadline")
 
 _EVERY = (
     "decoder", "cache", "cache_window", "cache_refresh", "report_drift", "constraint", "grow", "aligned", *_SAMPLING,
@@ -306,7 +306,7 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
         if values[option] not in known:
             raise OptionError(f"the decoder {name} knows no {option} {values[option]}, expected {', '.join(known)}")
     values.update(cache_settings(options, spec.attention, name, row.traits, values))
-    constraint = next((each for each in CONSTRAINTS if getattr(options, each) not in (None, False)), None)
+    constraint = next((each for each in (*CONSTRAINTS, "avoid") if getattr(options, each) not in (None, False)), None)
     values.update(constraint=constraint, grow=options.grow)
     settings = Settings(decoder=name, aligned=spec.attention == "block_causal", **values)
     in_blocks = tuple(other for other in DECODERS if "blocks" in DECODERS[other].traits)

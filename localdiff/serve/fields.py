@@ -22,6 +22,7 @@ _JSON = {  # the types of what is no plain value in Python
     "stop": str | list[str],
     "logit_bias": dict[str, float],
     "ban": list[str | int],
+    "avoid": str | list[str],
     "only": list[str | int],
     "negative_prompt": str | list[int],
     "json_schema": dict[str, Any] | bool,  # these two themselves, never a path: nobody may name files of the server
