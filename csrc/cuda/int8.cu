@@ -65,13 +65,50 @@ constexpr float kFloatZero = 12582912.0f;
 
 __device__ inline float sum_of(int32_t bits) { return float_from_bits(static_cast<uint32_t>(bits)) - kFloatZero; }
 
+// What a thread has read of a tile, on its way to shared memory: one block of weights, and a block's scale of the rows. The
+// rows' bytes are copied by the hardware.
+template <class Format>
+struct Fetched {
+  static constexpr int kParts = kBlock / Format::kSpan;  // scales of a block
+  static constexpr int kMinimums = Format::kMinimum ? kParts : 1;
+  uint32_t words[kWords];
+  float scale[kParts], minimum[kMinimums], x_scale, x_sum[kMinimums];
+
+  // Zeros where there is no block: its sums go nowhere.
+  __device__ void weights(const uint8_t* row, int k, bool present) {
+    const uint8_t* from = row + static_cast<size_t>(k / Format::kBlock) * Format::kBytes;
+    const int i = k % Format::kBlock;
+    LD_UNROLL for (int j = 0; j < kWords; ++j) words[j] = present ? Format::four(from, i + 4 * j) : 0;
+    LD_UNROLL for (int part = 0; part < kParts; ++part) {
+      scale[part] = present ? Format::scale(from, i + part * Format::kSpan) : 0;
+      if constexpr (Format::kMinimum) minimum[part] = present ? Format::minimum(from, i + part * Format::kSpan) : 0;
+    }
+  }
+
+  __device__ void rows(const Quantised& x, ptrdiff_t at, bool present) {
+    x_scale = present ? x.scale[at] : 0;
+    if constexpr (Format::kMinimum) {
+      const uint32_t sums = present ? x.sums[at] : 0;
+      const int upper = static_cast<int16_t>(sums & 0xffff), lower = static_cast<int16_t>(sums >> 16);
+      if constexpr (kParts == 1) {
+        x_sum[0] = x_scale * static_cast<float>(upper + lower);
+      } else {
+        x_sum[0] = x_scale * static_cast<float>(upper);
+        x_sum[1] = x_scale * static_cast<float>(lower);
+      }
+    }
+  }
+};
+
+// While a tile is multiplied the next one is on its way: rows to the other half of x, weights to registers.
 template <class Format, class Tile>
 __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows) {
-  constexpr int kParts = kBlock / Format::kSpan;  // scales of a block
-  constexpr int kMinimums = Format::kMinimum ? kParts : 1;
-  alignas(16) __shared__ uint32_t w[Tile::kColumns][Tile::kPitch], x[Tile::kRows][Tile::kPitch];
+  constexpr int kParts = Fetched<Format>::kParts, kMinimums = Fetched<Format>::kMinimums;
+  alignas(16) __shared__ uint32_t x[2][Tile::kRows][Tile::kPitch];
+  __shared__ uint32_t w[Tile::kColumns][Tile::kPitch];
   __shared__ float w_scale[Tile::kBlocks * kParts][Tile::kColumns], x_scale[Tile::kBlocks][Tile::kRows];
   __shared__ float w_minimum[Tile::kBlocks * kMinimums][Tile::kColumns], x_sum[Tile::kBlocks * kMinimums][Tile::kRows];
+  static_assert(Tile::kRows * Tile::kBlocks <= kThreads, "a thread fetches one scale of the rows");
   const Share share = rows.share(p);
   const int row0 = share.first + static_cast<int>(blockIdx.y) * Tile::kRows;
   const int column0 = static_cast<int>(blockIdx.x) * Tile::kColumns;
@@ -80,57 +117,43 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
   const int warp_row = warp / Tile::kAcross * Tile::kRowTiles * 16;
   const int warp_column = warp % Tile::kAcross * Tile::kColumnTiles * 8;
   const int blocks = p.w.k / kBlock, row_count = min(Tile::kRows, share.last - row0);
-  float sum[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
-  for (int first = 0; first < blocks; first += Tile::kBlocks) {
-    const int count = min(Tile::kBlocks, blocks - first);
-    __syncthreads();
-    {
-      const int column = thread / Tile::kBlocks, block = thread % Tile::kBlocks;
-      if (block < count && column0 + column < p.w.n) {
-        const int k = (first + block) * kBlock, i = k % Format::kBlock;
-        const uint8_t* from = share.data + static_cast<size_t>(column0 + column) * p.w.row_bytes +
-                              static_cast<size_t>(k / Format::kBlock) * Format::kBytes;
-        LD_UNROLL for (int j = 0; j < kWords; ++j) w[column][block * kWords + j] = Format::four(from, i + 4 * j);
-        LD_UNROLL for (int part = 0; part < kParts; ++part) {
-          w_scale[block * kParts + part][column] = Format::scale(from, i + part * Format::kSpan);
-          if constexpr (Format::kMinimum) {
-            w_minimum[block * kParts + part][column] = Format::minimum(from, i + part * Format::kSpan);
-          }
-        }
-      } else {  // its sums go nowhere
-        for (int j = 0; j < kWords; ++j) w[column][block * kWords + j] = 0;
-        for (int part = 0; part < kParts; ++part) w_scale[block * kParts + part][column] = 0;
-        if constexpr (Format::kMinimum) {
-          for (int part = 0; part < kParts; ++part) w_minimum[block * kParts + part][column] = 0;
-        }
-      }
-    }
-    for (int half = thread; half < Tile::kRows * Tile::kBlocks * 2; half += kThreads) {
-      const int row = half / (Tile::kBlocks * 2), at = half % (Tile::kBlocks * 2), block = at / 2;
-      const bool present = row < row_count && block < count;
+  // Of w the thread brings one block of a column, of the rows' scales one of a row.
+  const int w_column = thread / Tile::kBlocks, w_block = thread % Tile::kBlocks;
+  const int x_row = thread / Tile::kBlocks, x_block = thread % Tile::kBlocks;
+  Fetched<Format> next;
+  const auto fetch = [&](int first, int half) {
+    for (int part = thread; part < Tile::kRows * Tile::kBlocks * 2; part += kThreads) {
+      const int row = part / (Tile::kBlocks * 2), at = part % (Tile::kBlocks * 2);
+      const bool present = row < row_count && first + at / 2 < blocks;
       const ptrdiff_t input = present ? rows.input(row0 + row) : 0;
-      uint4 sixteen{0, 0, 0, 0};
-      if (present) {
-        const int8_t* from = p.quantised.q + input * p.w.k + first * kBlock + at * 16;
-        sixteen = *reinterpret_cast<const uint4*>(from);
-      }
-      *reinterpret_cast<uint4*>(&x[row][at * 4]) = sixteen;
-      if (at % 2 == 1) continue;
-      const ptrdiff_t source = input * blocks + first + block;
-      const float scale = present ? p.quantised.scale[source] : 0.0f;
-      x_scale[block][row] = scale;
+      const int8_t* from = p.quantised.q + input * p.w.k + (present ? first * kBlock + at * 16 : 0);
+      copy_sixteen(&x[half][row][at * 4], from, present);
+    }
+    const bool there = column0 + w_column < p.w.n && first + w_block < blocks;
+    const size_t column = there ? column0 + w_column : 0;
+    next.weights(share.data + column * p.w.row_bytes, there ? (first + w_block) * kBlock : 0, there);
+    const bool present = x_row < row_count && first + x_block < blocks;
+    const ptrdiff_t input = present ? rows.input(row0 + x_row) : 0;
+    next.rows(p.quantised, input * blocks + first + x_block, present);
+  };
+  float sum[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
+  fetch(0, 0);
+  for (int first = 0, half = 0; first < blocks; first += Tile::kBlocks, half = 1 - half) {
+    const int count = min(Tile::kBlocks, blocks - first);
+    LD_UNROLL for (int j = 0; j < kWords; ++j) w[w_column][w_block * kWords + j] = next.words[j];
+    LD_UNROLL for (int part = 0; part < kParts; ++part) {
+      w_scale[w_block * kParts + part][w_column] = next.scale[part];
+      if constexpr (Format::kMinimum) w_minimum[w_block * kParts + part][w_column] = next.minimum[part];
+    }
+    if (x_row < Tile::kRows) {
+      x_scale[x_block][x_row] = next.x_scale;
       if constexpr (Format::kMinimum) {
-        const uint32_t sums = present ? p.quantised.sums[source] : 0;
-        const int upper = static_cast<int16_t>(sums & 0xffff), lower = static_cast<int16_t>(sums >> 16);
-        if constexpr (kParts == 1) {
-          x_sum[block][row] = scale * static_cast<float>(upper + lower);
-        } else {
-          x_sum[block * 2][row] = scale * static_cast<float>(upper);
-          x_sum[block * 2 + 1][row] = scale * static_cast<float>(lower);
-        }
+        LD_UNROLL for (int part = 0; part < kParts; ++part) x_sum[x_block * kParts + part][x_row] = next.x_sum[part];
       }
     }
+    wait_copies();
     __syncthreads();
+    if (first + Tile::kBlocks < blocks) fetch(first + Tile::kBlocks, 1 - half);
     for (int block = 0; block < count; ++block) {
       uint32_t b[Tile::kColumnTiles][2];
       LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
@@ -140,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
       }
       LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
         const int row = warp_row + r * 16 + group;
-        const uint32_t *upper = x[row] + block * kWords + within, *lower = upper + 8 * Tile::kPitch;
+        const uint32_t *upper = x[half][row] + block * kWords + within, *lower = upper + 8 * Tile::kPitch;
         const uint32_t a[4] = {upper[0], lower[0], upper[4], lower[4]};
         const float scales[2] = {x_scale[block][row], x_scale[block][row + 8]};
         LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
@@ -168,6 +191,7 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
         }
       }
     }
+    __syncthreads();  // the tile has been read
   }
   LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c)
       LD_UNROLL for (int i = 0; i < 4; ++i) {

@@ -125,6 +125,31 @@ __device__ inline void multiply_bytes(int32_t (&c)[4], const uint32_t (&a)[4], c
 #endif
 }
 
+// Sixteen bytes from global to shared memory, both aligned, or zeros; the thread goes on meanwhile. They are there for it
+// after wait_copies(), for the others after a barrier that follows. Before sm_80 they are there at once.
+__device__ inline void copy_sixteen(void* to, const void* from, bool present) {
+#ifdef LD_CUDA_EMULATED
+  emulated_copy(to, present ? from : nullptr, 16);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(__cvta_generic_to_global(from)),
+                 "r"(present ? 16 : 0)
+               : "memory");
+#else
+  *static_cast<uint4*>(to) = present ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+#endif
+}
+
+// Waits for all copies of the thread.
+__device__ inline void wait_copies() {
+#ifdef LD_CUDA_EMULATED
+  emulated_wait_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" : : : "memory");
+#endif
+}
+
 // The sum over a warp, in every lane, always in the same order.
 template <class T>
 __device__ T warp_sum(T value) {

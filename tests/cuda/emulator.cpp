@@ -37,10 +37,17 @@ constexpr size_t kStack = 128 << 10;
 constexpr int kLanes = 32;
 constexpr size_t kMostExchanged = 64;
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   void* at;  // its stack pointer while it does not run
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 index{0};
+  std::vector<Copy> copies;  // that it has not waited for
   bool done = false;
 };
 
@@ -67,6 +74,7 @@ long waits;  // since something last moved on
 
 void entry() {
   (*running)();
+  if (!current->copies.empty()) report("a thread ends before its copies to shared memory");
   current->done = true;
   --living;
   waits = 0;
@@ -123,6 +131,22 @@ void exchange(const void* mine, size_t bytes, int lane, void* theirs) {
   wait(warps[warp], kLanes);
   memcpy(theirs, exchanged[warp][lane], bytes);
   wait(warps[warp], kLanes);
+}
+
+void emulated_copy(void* to, const void* from, size_t bytes) {
+  memset(to, 0xff, bytes);
+  current->copies.push_back({to, from, bytes});
+}
+
+void emulated_wait_copies() {
+  for (const Copy& copy : current->copies) {
+    if (copy.from == nullptr) {
+      memset(copy.to, 0, copy.bytes);
+    } else {
+      memcpy(copy.to, copy.from, copy.bytes);
+    }
+  }
+  current->copies.clear();
 }
 
 namespace {

@@ -51,6 +51,9 @@ void block_barrier();
 int block_any(int mine);
 // What `lane` of the calling thread's warp handed in; all lanes take part.
 void exchange(const void* mine, size_t bytes, int lane, void* theirs);
+// A copy whose target holds nothing of use until the thread waits; `from` null = zeros.
+void emulated_copy(void* to, const void* from, size_t bytes);
+void emulated_wait_copies();
 // Products of a warp, of bfloat16, float16 and signed bytes; fragments as PTX lays them out.
 void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void emulated_mma_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
