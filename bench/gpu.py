@@ -2,14 +2,18 @@
 
 Milliseconds per forward pass (median, minimum, maximum; every row scored, sampling included) at several numbers of
 rows for a 7B Llama shape with random weights, per type, beside what the card reaches at best: products of int8 and
-bfloat16 in registers, and copying. Then tokens per second of the default model, and a soak of steps whose results and
-free memory must not change. Not here: correctness (tests/test_cuda.py), other engines (compare.py).
+bfloat16 in registers, and copying. In the same run, each in a process of its own: llama.cpp's forward pass of the same
+file (all logits come back to the processor, as its interface has it), in the Python that $LOCALDIFF_LLAMA_PYTHON names
+or this one, and torch's in bfloat16 of the same shape; a peer that cannot run is told as absent, with its reason. Then
+tokens per second of the default model and of a 7B shape, and a soak of steps whose results and free memory must not
+change. Without a GPU it says what is absent and ends with 77. Not here: correctness (tests/test_cuda.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -25,16 +29,20 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+from compare import Child  # noqa: E402
 from random_model import LLAMA_7B, Shape, random_blocks, write_random_model  # noqa: E402
 
 import localdiff  # noqa: E402
 from localdiff.atomic import atomic_file  # noqa: E402
 from localdiff.devices import choose  # noqa: E402
 from localdiff.engine import EngineModel, File, Request, device_memory, measure_device_peak  # noqa: E402
+from localdiff.errors import OptionError  # noqa: E402
 
 KINDS, ROWS = ("Q4_0", "Q4_K_M", "Q8_0"), (64, 256, 1024)
 SMALL = Shape(layers=2, dim=256, vocab=512, context=1024, head_dim=64, ffn_dim=512, shared=False)
 FREE_MAY_SHRINK = 64 << 20  # bytes that other programs may take meanwhile
+PROMPT, ANSWER, EACH_STEP = 128, 128, 4  # tokens of denoise(), and how many of them a step settles
+NOT_POSSIBLE = 77
 
 
 def card() -> str:
@@ -72,6 +80,58 @@ def forwards(where: str, path: Path, shape: Shape, rows: int, repeats: int) -> d
     }  # fmt: skip
 
 
+def peer(repeats: int, rows: tuple[int, ...], python: str, script: str, *arguments: str) -> dict[str, Any]:
+    """Milliseconds per forward of another engine by number of rows, or why it is absent."""
+    try:
+        child = Child("wall", python, script, *arguments)
+    except (SystemExit, OSError) as error:
+        return {"absent": str(error)}
+    result: dict[str, Any] = {"version": child.info["version"], "ms": {}}
+    try:
+        for count in rows:
+            child.do("forward", rows=count)  # warms up
+            times = []
+            while len(times) < repeats:
+                times += child.do("forward", rows=count)["wall"]
+            result["ms"][str(count)] = round(1000 * statistics.median(times), 3)
+    except SystemExit as error:
+        result["absent"] = str(error)
+    child.close()
+    return result
+
+
+def llama_cpp(path: Path, repeats: int, rows: tuple[int, ...]) -> dict[str, Any]:
+    python = os.environ.get("LOCALDIFF_LLAMA_PYTHON", sys.executable)
+    return peer(repeats, rows, python, "peer_llama.py", str(path), "1", str(max(rows)), "gpu")
+
+
+def torch_bf16(shape: Shape, repeats: int, rows: tuple[int, ...], device: str = "cuda") -> dict[str, Any]:
+    return peer(repeats, rows, sys.executable, "peer_torch_gpu.py", json.dumps(vars(shape)), device)
+
+
+def denoise(where: str, path: Path, shape: Shape, answer: int) -> dict[str, Any]:
+    """Tokens per second of an answer, the likeliest EACH_STEP settled per step, all rows computed at every step."""
+    mask = shape.vocab - 1
+    canvas = np.arange(PROMPT + answer, dtype=np.int32) % mask
+    places = np.arange(len(canvas), dtype=np.int32)
+    with (
+        File.open(path) as file,
+        EngineModel(file, device=where) as model,
+        model.session(slot_length=len(canvas)) as session,
+    ):
+        for warm in (True, False):
+            canvas[PROMPT:], steps = mask, 0
+            begin = time.perf_counter()
+            while (open_places := places[canvas == mask]).size and not (warm and steps == 3):
+                request = Request(canvas, open_places, forbidden=np.array([mask], np.int32))
+                proposal = session.propose([request])[0]
+                best = np.argsort(-proposal.probability, kind="stable")[:EACH_STEP]
+                canvas[open_places[best]] = proposal.token[best]
+                steps += 1
+            seconds = time.perf_counter() - begin
+    return {"tokens": answer, "steps": steps, "per_second": round(answer / seconds, 1)}
+
+
 def answers(device: str, tokens: int) -> dict[str, Any]:
     """Tokens per second of the default model, its own decoder, with what loading and warming up took left out."""
     model = localdiff.load(device=device)
@@ -98,6 +158,14 @@ def soak(where: str, path: Path, steps: int) -> dict[str, Any]:
     return {"steps": steps, "different": different, "bytes_lost": lost}
 
 
+def absent(result: dict[str, Any]) -> list[str]:
+    """What peers lack, each reason once."""
+    peers = {"torch": [result["torch"]], "llama.cpp": result["llama.cpp"].values()}
+    found = {f"{name}: absent ({each['absent']})": None for name, all_ in peers.items() for each in all_
+             if "absent" in each}  # fmt: skip
+    return list(found)
+
+
 def table(result: dict[str, Any]) -> str:
     peak = result["peak"]
     lines = [
@@ -111,8 +179,17 @@ def table(result: dict[str, Any]) -> str:
         spread = f"{each['ms']:.2f} ({each['ms_min']:.2f} - {each['ms_max']:.2f})"
         speed = f"{each['tera_ops']:>7.1f} {share:>6.1f} % {read:>13.0f}"
         lines.append(f"{kind:8} {each['rows']:>5} {spread:>28} {speed}  {each['gpu_layers']}")
+        other = result["llama.cpp"][kind].get("ms", {}).get(str(each["rows"]))
+        if other:
+            lines.append(f"{'':14} llama.cpp {other:.2f} ms, {other / each['ms']:.2f} times as long")
+    lines += [f"torch, bfloat16, {rows} rows: {ms:.2f} ms" for rows, ms in result["torch"].get("ms", {}).items()]
+    lines += absent(result)
     told, held = result["answers"], result["soak"]
     lines.append(f"{told['model']}: {told['per_second']} tokens/s over {told['tokens']} tokens")
+    lines += [
+        f"this shape in {kind}: {each['per_second']} tokens/s over {each['tokens']} tokens in {each['steps']} steps"
+        for kind, each in result["denoise"].items()
+    ]
     lost = held["bytes_lost"]
     lines.append(f"soak: {held['steps']} steps, {held['different']} different, {lost} bytes of memory lost")
     return "\n".join(lines)
@@ -123,18 +200,29 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a tiny shape, few steps: whether this program works")
     parser.add_argument("-o", "--output", type=Path, help="default: bench/results/DATE-gpu-CARD.json")
     options = parser.parse_args()
-    where = choose("cuda").where
     shape, rows, repeats = (SMALL, (3, 20), 2) if options.small else (LLAMA_7B, ROWS, 50)
-    steps, tokens = (4, 4) if options.small else (1000, 192)
+    steps, tokens, answer = (4, 4, 8) if options.small else (1000, 192, ANSWER)
+    try:
+        where = choose("cuda").where
+    except OptionError as error:
+        with tempfile.TemporaryDirectory() as folder:
+            write_random_model(path := Path(folder) / "model.gguf", SMALL)
+            peers = {"torch": torch_bf16(SMALL, 1, (1,)), "llama.cpp": {"Q4_0": llama_cpp(path, 1, (1,))}}
+        print("\n".join([*absent(peers), f"Nothing was measured: {error}."]))
+        return NOT_POSSIBLE
     result: dict[str, Any] = {
         "date": date.today().isoformat(), "card": card(), "shape": vars(shape),
-        "peak": vars(measure_device_peak(where, 0.05 if options.small else 2)), "forwards": {},
+        "peak": vars(measure_device_peak(where, 0.05 if options.small else 2)),
+        "forwards": {}, "llama.cpp": {}, "denoise": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         for kind in KINDS:
             write_random_model(path, shape, kind, random_blocks(kind))
             result["forwards"][kind] = [forwards(where, path, shape, count, repeats) for count in rows]
+            result["llama.cpp"][kind] = llama_cpp(path, repeats, rows)
+            result["denoise"][kind] = denoise(where, path, shape, answer)
+        result["torch"] = torch_bf16(shape, repeats, rows)
         result["soak"] = soak(where, path, steps)
     result["answers"] = answers("cuda", tokens)
     name = re.sub(r"[^A-Za-z0-9]+", "-", result["card"].split(",")[0]).strip("-").lower()

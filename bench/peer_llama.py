@@ -1,8 +1,8 @@
-"""llama.cpp as a peer of compare.py: usage peer_llama.py MODEL.gguf THREADS ROWS repack|plain
+"""llama.cpp as a peer of compare.py and gpu.py: usage peer_llama.py MODEL.gguf THREADS ROWS repack|plain|gpu
 
 Runs in any Python that has llama-cpp-python and numpy. The context is made for ROWS rows in one physical batch, which
 bidirectional attention needs; everything else is llama.cpp's default. `plain` turns off the repacking of weights, which
-is faster for some types.
+is faster for some types; `gpu` puts all layers on the GPU.
 
 forward  llama_decode of all rows with logits for all of them, attention not causal
 step     one step of its diffusion example, restated: logits at every position, then for each masked one the likeliest
@@ -26,12 +26,14 @@ def _quiet(level: int, text: bytes, data: Any) -> None:
 
 
 class Peer:
-    def __init__(self, path: str, threads: int, rows: int, repack: bool) -> None:
+    def __init__(self, path: str, threads: int, rows: int, how: str) -> None:
         llama.llama_log_set(_quiet, ctypes.c_void_p(0))
         llama.llama_backend_init()
         options = llama.llama_model_default_params()
-        options.n_gpu_layers = 0
-        options.use_extra_bufts = repack
+        if how == "gpu" and not llama.llama_supports_gpu_offload():
+            raise SystemExit(f"llama-cpp-python {llama.__version__} was built without a GPU")
+        options.n_gpu_layers = 9999 if how == "gpu" else 0
+        options.use_extra_bufts = how != "plain"
         self._model = llama.llama_model_load_from_file(path.encode(), options)
         if not self._model:
             raise SystemExit(f"llama.cpp cannot load {path}")
@@ -44,14 +46,16 @@ class Peer:
         llama.llama_set_causal_attn(self._context, False)
         self._vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         self._batch = llama.llama_batch_init(rows, 0, 1)
+        self._batch.n_tokens = 0
 
     def decode(self, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits [rows, vocab], a view that the next call overwrites."""
         batch = self._batch
-        batch.n_tokens = rows
-        for i, token in enumerate(tokens(self._vocab, rows)):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
-            batch.seq_id[i][0] = 0
+        if batch.n_tokens != rows:
+            batch.n_tokens = rows
+            for i, token in enumerate(tokens(self._vocab, rows)):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+                batch.seq_id[i][0] = 0
         llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
         status = llama.llama_decode(self._context, batch)
         if status:
@@ -78,7 +82,7 @@ class Peer:
 
 def main() -> None:
     path, threads, rows, how = sys.argv[1:]
-    peer = Peer(path, int(threads), int(rows), how == "repack")
+    peer = Peer(path, int(threads), int(rows), how)
     info = {"version": llama.__version__, "system": llama.llama_print_system_info().decode()}
     serve({"forward": peer.forward, "step": peer.step, "logits": peer.logits}, info)
 

@@ -215,9 +215,7 @@ class Run:
 def error_of(nats: Sequence[float], answers: Sequence[Sequence[int]]) -> float:
     """Standard error of the perplexity over the texts, by leaving out one at a time (jackknife)."""
     tokens, count = sum(map(len, answers)), len(nats)
-    without = [
-        perplexity([sum(nats) - one], tokens - len(answer)) for one, answer in zip(nats, answers, strict=True)
-    ]
+    without = [perplexity([sum(nats) - one], tokens - len(answer)) for one, answer in zip(nats, answers, strict=True)]
     return float(statistics.pstdev(without) * (count - 1) ** 0.5)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "bench"))
 
+import gpu  # noqa: E402
 from random_model import Shape, write_random_model  # noqa: E402
 
 SHAPE = Shape(layers=2, dim=64, vocab=320, context=64)
@@ -126,3 +128,25 @@ def test_constraints_bench(tmp_path: Path) -> None:
     assert len(result["rows"]) == 2
     assert_positive(*result["first"].values())
     assert "| topk | json_schema | 1 |" in (tmp_path / "made.md").read_text()
+
+
+def test_gpu_without_a_gpu() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/gpu.py", "--small"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "LOCALDIFF_CUDA": "/nowhere.so", "LOCALDIFF_LLAMA_PYTHON": "/nowhere/python"},
+    )  # fmt: skip
+    assert done.returncode == gpu.NOT_POSSIBLE, done.stderr
+    *peers, last = done.stdout.splitlines()
+    assert "llama.cpp: absent ([Errno 2] No such file or directory: '/nowhere/python')" in peers
+    assert all(": absent (" in line for line in peers)
+    assert last.startswith("Nothing was measured: device is 'cuda', but the device plug-in cannot be opened")
+
+
+def test_parts_of_the_gpu_bench_that_run_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    write_random_model(path, gpu.SMALL, "Q8_0")
+    found = gpu.denoise("cpu", path, gpu.SMALL, 6)
+    assert (found["tokens"], found["steps"]) == (6, 2)
+    torch = gpu.torch_bf16(SHAPE, 1, (3,), "cpu")
+    assert_positive(found["per_second"], torch["ms"]["3"])
+    assert "absent" not in torch
