@@ -21,6 +21,7 @@ from reference import Reference, visible_to
 from tiny_gguf import write_tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+from gpu_kl import compare  # noqa: E402
 from random_model import Shape, random_blocks, write_random_model  # noqa: E402
 
 import localdiff  # noqa: E402
@@ -110,6 +111,14 @@ def test_quantised_weights_in_bfloat16(tmp_path: Path, kind: str, monkeypatch: p
     found, processor = logits(open_model(path), tokens), logits(open_model(path, "cpu"), tokens)
     assert not np.array_equal(processor, found)
     assert divergence(exact, found) <= 1.2 * divergence(exact, processor) <= 5e-3
+
+
+def test_the_default_model_is_within_the_bound() -> None:
+    """The bound is a mean KL of 1e-3 at masked positions; SmolLM2 is `tools/dev gpu_kl`."""
+    model = ROOT / "localdiff" / "models" / "localdiff-stories.gguf"
+    mean, _, other = compare(model, "Once upon a time there was a little bear who lived in a wood. " * 3, 32, PLUGIN)
+    assert mean <= 1e-3
+    assert other == 0
 
 
 def test_attention_in_float32(files: FamilyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
