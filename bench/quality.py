@@ -48,6 +48,7 @@ SEED = 1
 EXACT = "decoder=llada"  # one token a step, no cache: what the others are compared with
 FASTER = tuple(f"preset={name}" for name in PRESETS if name != "exact")
 CROSSED = (EXACT, "decoder=dream", "preset=balanced")  # one by one in blocks, one by one anywhere, many at once
+LENGTHS = (32, 64, 128)
 LONG = "max_new_tokens=240"  # with 16 given tokens a canvas of 256
 LOWER = "threshold=0.25"  # small models are rarely as sure as the defaults ask
 FULL = "decoder=llada block_length=32 end_token=never"  # no text ends early, so that the passes are the same
@@ -58,7 +59,7 @@ def row_sets() -> dict[str, list[str]]:
     approximate = [f"cache={name}" for name in CACHES if name not in ("exact", "block")]
     each_decoder = [f"decoder={name}" for name in DECODERS]
     return {
-        "presets": [f"max_new_tokens=64 preset={name}" for name in PRESETS],
+        "presets": [f"max_new_tokens={length} preset={name}" for length in LENGTHS for name in PRESETS],
         "decoders": [EXACT, *(each for each in each_decoder if each != EXACT)],
         "caches": ["preset=balanced cache=exact", *(f"{row} {cache}" for row in CROSSED for cache in approximate)],
         "long": [f"{LONG} {each}" for each in (FULL, *(f"{FULL} {cache}" for cache in approximate), EXACT, *FASTER)],

@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = (
     "| options | forwards | tokens per forward | seconds | tokens/s | perplexity | distinct-2 | length | agreement | "
-    "perplexity at 0 |"
+    "perplexity at 0 | distinct-2 at 0 |"
 )
 
 
@@ -40,6 +40,7 @@ def markdown(result: dict[str, Any]) -> str:
             _cell(sampled, "answer_tokens", "{:.1f}"),
             _cell(greedy, "agreement", "{:.1%}"),
             _cell(greedy, "perplexity", "{:.2f}"),
+            _cell(greedy, "distinct_2", "{:.3f}"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if result["refused"]:

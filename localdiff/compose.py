@@ -67,10 +67,12 @@ class Composer:
         began, given = time.perf_counter(), self.given(prompt)
         room = self.canvas_limit - len(given)
         predicted = self._by_length_head(options, given)
-        whole = bool(options.grow) or predicted
+        row = DECODERS.get(decoder_name(options, self.spec))
+        begins = 0 if row is None else row.begins
+        whole = bool(options.grow) or predicted or begins > 0
         usual = self.spec.canvas_length or DEFAULT_NEW_TOKENS
         count = options.max_new_tokens or max(1, room if whole else min(usual, room))
-        if options.length_beam is None and not predicted:
+        if options.length_beam is None and not predicted and not (row and "resizes" in row.traits):
             options = replace(options, grow=options.grow or self.spec.canvas_length or None)
         if count > room:
             raise OptionError(
@@ -85,7 +87,7 @@ class Composer:
                 f"this model has no token that ends a text, so no text that matches {asked.what} could end; fill a "
                 "hole instead, or name one with --diffusion stop=ID"
             )
-        sizes = self._predicted(given, count, options) if predicted else self._sizes(len(given), count, options)
+        sizes = self._predicted(given, count, options) if predicted else self._sizes(len(given), count, begins, options)
         most = len(given) + (max(sizes.masks) + len(sizes.ending) if predicted else count)
         options, drafts = _seeded(options), []
         page = partial(
@@ -126,10 +128,11 @@ class Composer:
         masks = dict.fromkeys(min(int(length), count, room - len(ending)) for length in found)
         return _Sizes(list(masks), ending, 1, time.perf_counter() - started)
 
-    def _sizes(self, given: int, count: int, options: GenerateOptions) -> _Sizes:
-        """What the canvas of an answer of at most `count` tokens begins with."""
+    def _sizes(self, given: int, count: int, begins: int, options: GenerateOptions) -> _Sizes:
+        """What the canvas of an answer of at most `count` tokens begins with; begins: DecoderRow.begins."""
         grow = options.grow or 0
-        return _Sizes([longer(given, grow, self.spec.block_length, given + count) - given if grow else count])
+        first = longer(given, grow, self.spec.block_length, given + count) - given if grow else begins or count
+        return _Sizes([min(first, count)])
 
     def given(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens that a canvas for `prompt` begins with."""
@@ -385,7 +388,7 @@ class Composer:
         facts = Facts(
             self.vocab,
             forbidden,
-            self.canvas_limit,
+            room or self.canvas_limit,
             spec.expand_token,
             spec.delete_token,
             stop_tokens,

@@ -68,6 +68,7 @@ class GenerateOptions:
     radius: int | None = option("how far a sure token reaches (localleap)", range=ZERO_UP)
     delimiter_threshold: float | None = option("end a block at a line end this probable (adablock)", range=(0, 1))
     position_decay: float | None = option("how strongly the left comes first (pc-sampler)", range=(0, 1e6))
+    pace: float | None = option("tokens of a block written at a step, on average (spread)", range=(1, 1e6))
     end_token: str | None = option("when the text may end: any time, last, never (llada)", choices=words("end_token"))
     temperature: float | None = option("randomness of the tokens, 0 = the likeliest", range=(0, 1e6))
     top_k: int | None = option("draw from the k likeliest tokens only, 0 = off", range=ZERO_UP)

@@ -36,18 +36,18 @@ class PresetRow:
     options: Mapping[str, Mapping[str, Any]]
 
 
-def _at_least(steps: int, threshold: float) -> dict[str, dict[str, Any]]:
-    """Blocks of 64 in so many steps, or fewer where the model is sure; its own blocks by the threshold alone."""
-    pace = {"decoder": "sdar", "threshold": threshold, "block_length": 64, "steps_per_block": steps}
-    cached = {**pace, "cache": "dual"}
+def _paced(pace: float, threshold: float) -> dict[str, dict[str, Any]]:
+    """So many tokens a step in blocks of 64, more where the model is sure; its own blocks by the threshold alone."""
+    spread = {"decoder": "spread", "pace": pace, "threshold": threshold, "block_length": 64}
+    cached = {**spread, "cache": "dual"}
     own_blocks = {"decoder": "sdar", "threshold": threshold}
-    return {"full": cached, "prefix_causal": cached, "block_causal": own_blocks, "": pace}
+    return {"full": cached, "prefix_causal": cached, "block_causal": own_blocks, "": spread}
 
 
 PRESETS: dict[str, PresetRow] = {
     "exact": PresetRow("one token a step, nothing approximated", {"": {"decoder": "llada"}}),
-    "balanced": PresetRow("4 times fewer passes, as likely and a little more repetitive", _at_least(15, 0.9)),
-    "fast": PresetRow("8 times fewer passes, perplexity two thirds higher and some repetition", _at_least(8, 0.8)),
+    "balanced": PresetRow("4 times fewer passes, as likely, a little more repetitive", _paced(4.2, 0.9)),
+    "fast": PresetRow("8 times fewer passes, as likely, a little more repetitive", _paced(8, 0.8)),
 }
 
 

@@ -38,9 +38,9 @@ REPEATS = 0.75
 PROMPT, ANSWER, SHORTEST = 16, 64, 8  # tokens
 MOST_TEXTS, FEWEST_TEXTS, ALONE = 64, 4, 3  # ALONE: of them are made one at a time, for the seconds
 SHARE = 0.1  # of the time: what exact decoding of the texts may take
-DECODER = "sdar"
+DECODER = "spread"
 BLOCKS = (64, 32, 16, 8)
-PACES = (2, 3, 4, 5, 6, 8)  # tokens a step at least
+PACES = (2, 3, 4, 5, 6, 8)  # tokens a step
 THRESHOLDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 Progress = Callable[[str, float], None]  # what is being done, seconds since the beginning
@@ -178,8 +178,9 @@ class _Search:
         fitting = [length for length in BLOCKS if length <= max(self.answer, BLOCKS[-1])]
         for length in [self.spec.block_length] if fixed else fitting:
             block = {} if fixed else {"block_length": length}
-            steps = dict.fromkeys(-(-length // pace) for pace in PACES if pace <= length)
-            found.append([{"decoder": DECODER, "threshold": 1.0, "steps_per_block": each, **block} for each in steps])
+            paces = {max(1, round(length / pace)): float(pace) for pace in PACES[::-1] if pace <= length}
+            common = {"decoder": DECODER, "threshold": 1.0, **block}
+            found.append([{**common, "pace": pace} for _, pace in sorted(paces.items(), reverse=True)])
         return found
 
     def _caches(self, options: Mapping[str, Any]) -> list[str]:

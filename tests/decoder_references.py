@@ -25,6 +25,7 @@ from decoder_references_blocks import (
     prophet,
     sdar,
     slowfast,
+    spread,
     threshold,
     wino,
 )  # fmt: skip
@@ -237,7 +238,8 @@ def remdm(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[
 
 
 REFERENCES = {
-    "random-keep": random_keep, "topk": topk, "threshold": threshold, "slowfast": slowfast, "pc-sampler": pc_sampler,
+    "random-keep": random_keep, "topk": topk, "threshold": threshold, "slowfast": slowfast, "spread": spread,
+    "pc-sampler": pc_sampler,
     "dream": dream, "factor": factor, "sdar": sdar, "llada2": llada2, "llada2.1": llada2, "rdm": rdm, "p2": p2,
     "mdlm": mdlm, "rnd1": rnd1, "eb-sampler": eb_sampler, "entropy-bound": entropy_bound, "dreamon": dreamon,
     "wedlm": wedlm, "remdm": remdm, "klass": klass, "localleap": localleap, "llada": llada, "prophet": prophet,

@@ -31,6 +31,29 @@ def factor(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator
             yield write(x, masked, a, ranked[: max(fits, default=1)])
 
 
+def spread(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
+    step = 0
+    for block in cut(where(masked), s):
+        steps = max(1, round(len(block) / s.pace))
+        while unknown := [i for i in block if masked[i]]:
+            step += 1
+            a, gone, number = o.ask(x, step), 0, 0
+            share = [len(block) // steps + (k < len(block) % steps) for k in range(len(block))]
+            while gone < len(block) - len(unknown):  # where that many are written the next step begins
+                gone, number = gone + share[number], number + 1
+
+            def score(i: int) -> float:
+                value = a(i).p
+                for j in picked:
+                    value *= (1 - 0.7 ** abs(i - j)) * (0.7 if a(i).token == a(j).token else 1)
+                return value
+
+            picked: list[int] = []
+            while len(picked) < min(share[number], len(unknown)):
+                picked += best([i for i in unknown if i not in picked], score, 1)
+            yield write(x, masked, a, [i for i in unknown if i in picked or a(i).p > s.threshold])
+
+
 def slowfast(o: Oracle, x: list[int], masked: list[bool], s: Settings) -> Iterator[State]:
     step = 0
     for block in cut(where(masked), s):

@@ -75,6 +75,7 @@ VALUES: dict[str, Any] = {  # option -> how a value is drawn
     "divergence": lambda rng: float(rng.uniform(0, 3)),
     "end_temperature": lambda rng: float(rng.uniform(0.02, 1)),
     "delimiter_threshold": lambda rng: float(rng.uniform(0, 0.6)),
+    "pace": lambda rng: float(rng.uniform(1, 6)),
     "position_decay": lambda rng: float(rng.uniform(0, 1)),
     "expansions": lambda rng: int(rng.integers(0, 6)),
     "radius": lambda rng: int(rng.integers(0, 4)),

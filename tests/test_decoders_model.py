@@ -90,6 +90,14 @@ def test_daedal_needs_a_text_that_ends(stories: Model) -> None:
         stories.infill("Once [[4]] time", decoder="daedal")
 
 
+def test_daedal_begins_short_and_makes_no_more_than_was_asked_for(stories: Model) -> None:
+    stream = stories.stream("Once upon a time", max_new_tokens=80, decoder="daedal", seed=1)
+    first, *_ = stream
+    assert len(first.canvas) == stream.result.prompt_tokens + 72  # 64 masks, and the first growth of 8
+    assert len(stream.result.tokens) <= 80
+    assert len(stories.generate("Once upon a time", max_new_tokens=12, decoder="daedal", seed=1).tokens) <= 12
+
+
 @pytest.mark.parametrize("name", ["rdm", "p2", "remdm", "llada2.1", "dream", "llada"])
 def test_the_text_of_an_event_never_takes_back_what_it_said(stories: Model, name: str) -> None:
     options = {"edit_threshold": 0.05, "block_length": 8} if name == "llada2.1" else {}

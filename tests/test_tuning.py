@@ -219,8 +219,7 @@ def test_the_search_keeps_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measured(self: Any, options: dict[str, Any]) -> tuning.Measured:
         searched.append(dict(options))
-        length, steps, threshold = (options.get(n, 0) for n in ("block_length", "steps_per_block", "threshold"))
-        pace = length / steps if steps else 1
+        length, pace, threshold = (options.get(n, n == "pace") for n in ("block_length", "pace", "threshold"))
         bad = pace > 4 or 0 < threshold < 0.7 or options.get("cache") == "dual"
         seconds = 10 / pace + (length != 32) + threshold - {"dual": 2, "vicinity": 1}.get(options.get("cache", ""), 0)
         return tuning.Measured(options, seconds, seconds, 1.05 if bad else 1.0, 0.9)
@@ -229,12 +228,12 @@ def test_the_search_keeps_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning._Search, "_greedy", lambda self, options: [[1, 2]])
     with localdiff.load(threads=1) as model:
         found = tune(model, seconds=3600)
-        chosen = {"decoder": "sdar", "threshold": 0.7, "block_length": 32, "steps_per_block": 8, "cache": "vicinity"}
+        chosen = {"decoder": "spread", "threshold": 0.7, "block_length": 32, "pace": 4.0, "cache": "vicinity"}
         assert found.options == chosen
         assert found.threads == 1
-        tried = {(each.get("block_length"), each.get("steps_per_block"), each.get("threshold")) for each in searched}
-        assert {(32, 7, 1.0), (32, 8, 0.6)} <= tried
-        assert not {(32, 6, 1.0), (32, 8, 0.5)} & tried
+        tried = {(each.get("block_length"), each.get("pace"), each.get("threshold")) for each in searched}
+        assert {(32, 5.0, 1.0), (32, 4.0, 0.6)} <= tried
+        assert not {(32, 6.0, 1.0), (32, 4.0, 0.5)} & tried
         assert tune(model, seconds=1e-9).options == dict(PRESETS["exact"].options[""])
 
 

@@ -1,11 +1,13 @@
 """daedal: the canvas grows until the model sees the end of its answer, and where it is unsure of what to write.
 
 DAEDAL (arXiv:2508.00819), for models that fill the rest of an answer with end tokens. How finished the answer looks is
-the sum of the probabilities of the last WINDOW end tokens proposed, over WINDOW. First GROWTH masks are added at the
-end, pass by pass, until that is at least BEGIN. Then block after block: masked positions surer than the threshold are
-written, or the surest one; and while the answer looks less finished than GO_ON, the least sure of the others becomes
-GROWTH masks where it is less probable than relaxed_threshold. The canvas grows `expansions` times at most. The
-published code also appends half a window of end tokens after the first phase; that is not here.
+the sum of the probabilities of the last WINDOW end tokens proposed, over WINDOW. An answer begins with 64 masks (see
+table.py). First GROWTH are added at the end, pass by pass, until it looks at least as finished as BEGIN. Then block
+after block: masked positions surer than the threshold are written, or the surest one; and while the answer looks less
+finished than GO_ON, the least sure of the others becomes GROWTH masks where it is less probable than relaxed_threshold.
+The canvas grows `expansions` times at most, and to no more than was asked for: which is what a model always gets that
+fills nothing with end tokens. The published code also appends half a window of end tokens after the first phase; that
+is not here.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A canvas is a complete draft at every step, so whenever time runs out one last pass can write every position that is
 still masked. A pass is the last one when two more would be too late, going by the slowest of the last few; so a
 deadline is kept to within about one forward pass (the first one has no measure). Until then each step writes at least
-its share of the masks, the surest ones first, so that few are left for the last pass; decoders that take tokens back
-keep their own pace. Not here: what the last pass asks (loop.py).
+its share of the masks, sure ones that stand apart (order.apart), so that few are left for the last pass; decoders that
+take tokens back keep their own pace. Not here: what the last pass asks (loop.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from .decoder import Move, Turn
-from .order import surest
+from .order import apart
 
 RECENT = 4  # passes that the next one is expected to be no slower than
 
@@ -58,6 +58,7 @@ def hurried(turn: Turn, move: Move, left: float, kept_out: Sequence[int]) -> Mov
     free &= ~np.isin(turn.proposal.token, kept_out)
     if missing <= 0 or commits.copies is not None or not free.any():
         return move
-    places = np.flatnonzero(free)
-    more = turn.write(places[surest(turn.proposal.probability[places], missing)])
+    places, answer = np.flatnonzero(free), turn.proposal
+    chosen = apart(answer.probability[places], turn.rows[places], answer.token[places], missing)
+    more = turn.write(places[chosen])
     return replace(move, commits=commits.together(more))

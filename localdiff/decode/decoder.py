@@ -35,7 +35,7 @@ class Facts:
     """What a decoder may need to know of the model.
 
     vocab, forbidden            tokens that may be proposed: all below vocab except int32 forbidden
-    canvas_limit                longest canvas, 0 = as long as it is
+    canvas_limit                longest that the canvas may become, 0 = as long as it is
     expand_token, delete_token  tokens that stand for two masks and for none; None where the model has them not
     stop_tokens                 tokens that end the text, none where holes are filled
     line_end                    the token of a line end; None where the vocabulary has none

@@ -19,7 +19,7 @@ from ..errors import OptionError
 from .blocks import BlockDecoder, blocks, current_block
 from .decoder import Floats, Look, Move, Turn, stated, uniform
 from .order import surest
-from .schedule import share
+from .schedule import due, share
 
 
 class Llada(BlockDecoder):
@@ -43,22 +43,10 @@ class Llada(BlockDecoder):
         scores = self.scores(turn, block)
         if self.settings.end_token == "last":
             scores = np.where(np.isin(turn.proposal.token, self.facts.stop_tokens), -np.inf, scores)
-        due = _due(len(block), steps, len(block) - len(turn.rows))
-        return Move(turn.write(surest(scores, due), scores))
+        count = due(len(block), steps, len(block) - len(turn.rows))
+        return Move(turn.write(surest(scores, count), scores))
 
     def scores(self, turn: Turn, block: Int32) -> Floats:
         """What the rows of a turn, masked positions of `block`, are ranked by."""
         random = self.settings.order == "random"
         return uniform(self.seed, turn.step, turn.rows) if random else turn.proposal.probability
-
-
-def _due(total: int, steps: int, written: int) -> int:
-    """How many of a block's `total` positions come next when `written` of them are there.
-
-    The counts of the steps fall and are positive until the block is full, so `written` tells which step this is.
-    """
-    index = reached = 0
-    while reached < written:
-        reached += share(total, steps, index)
-        index += 1
-    return share(total, steps, index)

@@ -183,6 +183,7 @@ def check(it: Combination) -> None:
 # decoders that go on until nothing is masked, however few of the tokens that they choose are written
 _PATIENT = (
     "threshold", "factor", "llada", "llada2", "klass", "eb-sampler", "localleap", "hierarchical", "adablock", "wedlm",
+    "spread",
 )  # fmt: skip
 
 

@@ -12,6 +12,18 @@ def share(total: int, parts: int, index: int) -> int:
     return total // parts + (index < total % parts)
 
 
+def due(total: int, steps: int, written: int) -> int:
+    """How many of a block's `total` positions come next when `written` of them are there and it takes `steps` steps.
+
+    The shares of the steps fall and are positive until the block is full, so `written` tells which step this is.
+    """
+    index = reached = 0
+    while reached < written:
+        reached += share(total, steps, index)
+        index += 1
+    return share(total, steps, index)
+
+
 def left_masked(total: int, step: int, steps: int) -> int:
     """How many of `total` positions may be masked after step `step` (from 1) of `steps`: floor(N * t / T)."""
     return total * (steps - step) // steps

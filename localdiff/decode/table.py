@@ -38,6 +38,7 @@ class DecoderRow:
               reorders: the model reads known tokens first
               noise: unknown positions hold random tokens
               background: looks at Facts.background
+    begins    how many masks an answer begins with where the decoder lengthens it; 0 = all that it may have
     """
 
     place: str
@@ -45,6 +46,7 @@ class DecoderRow:
     defaults: Mapping[str, Any]
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     traits: frozenset[str] = frozenset()
+    begins: int = 0
 
 
 _BLOCKS, _REWRITES, _REVISES = frozenset({"blocks"}), frozenset({"rewrites"}), frozenset({"blocks", "revises"})
@@ -166,8 +168,9 @@ DECODERS: dict[str, DecoderRow] = {
     "daedal": DecoderRow(
         "daedal:Daedal",
         "DAEDAL, arXiv:2508.00819",
-        {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.1, "expansions": 64},
+        {"block_length": 32, "threshold": 0.9, "relaxed_threshold": 0.1, "expansions": 256},
         traits=frozenset({"resizes"}),
+        begins=64,
     ),
     "wino": DecoderRow(
         "wino:Wino",
@@ -187,6 +190,7 @@ DECODERS: dict[str, DecoderRow] = {
         {"steps": None, "block_length": 256, "position_decay": 0.25},
         traits=frozenset({"blocks", "background"}),
     ),
+    "spread": DecoderRow("spread:Spread", "own", {"block_length": 64, "pace": 4.2, "threshold": 0.9}, traits=_BLOCKS),
     "prophet": DecoderRow("prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, _LLADA_WORDS),
 }
 DEFAULT_DECODER = "random-keep"
@@ -244,6 +248,7 @@ class Settings:
     radius: int | None = None
     delimiter_threshold: float | None = None
     position_decay: float | None = None
+    pace: float | None = None
     end_token: str | None = None
     constraint: str | None = None
     aligned: bool = False
