@@ -47,6 +47,13 @@ def test_presets_go_with_every_attention(preset: str, attention: str) -> None:
     assert PRESETS[preset].cost in GenerateOptions.__dataclass_fields__["preset"].metadata["help"]
 
 
+def test_spread_takes_longer_blocks_than_a_record_names() -> None:
+    for attention, length in (("full", 64), ("block_causal", 4)):
+        spec = DiffusionSpec(1, False, attention=attention, block_length=4)
+        assert settings_for(GenerateOptions(decoder="spread"), spec, 64).block_length == length
+        assert settings_for(GenerateOptions(decoder="threshold"), spec, 64).block_length == 4
+
+
 def test_presets_keep_the_sampling_of_the_models_own_decoder() -> None:
     drawn = with_preset(GenerateOptions(preset="balanced"), DiffusionSpec(1, False, decoder="dream"), FILES)
     assert (drawn.temperature, drawn.top_p) == (0.2, 0.95)

@@ -38,6 +38,7 @@ class DecoderRow:
               reorders: the model reads known tokens first
               noise: unknown positions hold random tokens
               background: looks at Facts.background
+              wide: wants longer blocks than a record names for its own decoder, unless the model sees blocks
     begins    how many masks an answer begins with where the decoder lengthens it; 0 = all that it may have
     """
 
@@ -190,7 +191,12 @@ DECODERS: dict[str, DecoderRow] = {
         {"steps": None, "block_length": 256, "position_decay": 0.25},
         traits=frozenset({"blocks", "background"}),
     ),
-    "spread": DecoderRow("spread:Spread", "own", {"block_length": 64, "pace": 4.2, "threshold": 0.9}, traits=_BLOCKS),
+    "spread": DecoderRow(
+        "spread:Spread",
+        "own",
+        {"block_length": 64, "pace": 4.2, "threshold": 0.9},
+        traits=frozenset({"blocks", "wide"}),
+    ),
     "prophet": DecoderRow("prophet:Prophet", "Prophet, arXiv:2508.19982", _LLADA, _LLADA_WORDS),
 }
 DEFAULT_DECODER = "random-keep"
@@ -299,7 +305,8 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
     values = {**_SAMPLING, **row.defaults}
     if spec.decoder in (None, name):
         values.update({n: getattr(spec, n) for n in _OF_RECORD if n in values and getattr(spec, n) is not None})
-    if spec.block_length and "block_length" in values:
+    own_blocks = spec.attention == "block_causal" or "wide" not in row.traits
+    if spec.block_length and "block_length" in values and own_blocks:
         values["block_length"] = spec.block_length
     if "steps" in values:  # a default never asks for more passes than there are tokens
         values["steps"] = max(1, min(values["steps"] or masked, masked))
