@@ -167,10 +167,13 @@ def main() -> None:
     given = parser.parse_args()
 
     model = localdiff.load(given.model, device="cpu", threads=given.threads)
+    known = writing(model)
+    if refused := set(given.decoders or ()) - set(known):
+        parser.error(f"{', '.join(refused)} take no constraints with this model, expected some of {', '.join(known)}")
     card = machine_card(model.info.isa, model.threads or len(os.sched_getaffinity(0)))
     chosen = [case for kind in KINDS for case in cases(model, kind, given.cases, given.tokens)]
     rows: list[dict[str, Any]] = []
-    for decoder in given.decoders or writing(model):
+    for decoder in given.decoders or known:
         rows += measure(model, given, decoder, chosen)
         for row in summary(rows[-len(chosen) :]):
             print(row, file=sys.stderr)
