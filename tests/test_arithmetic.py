@@ -151,7 +151,7 @@ def test_every_row_of_kernels_gives_the_same_fast_logits(kind: str, tmp_path: Pa
 
 # Mean KL divergence to float32, nats, of llama.cpp (llama-cpp-python 0.3.36, default setting, attention not causal) on
 # the very files and tokens of the test below.
-LLAMA_CPP = {"Q8_0": 1.384e-4, "Q4_K_M": 6.854e-3, "Q4_0": 1.2586e-2}
+LLAMA_CPP = {"Q8_0": 1.784e-4, "Q4_K_M": 9.426e-3, "Q4_0": 1.3309e-2}
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,9 @@ def _matching(options: GenerateOptions) -> Asked | None:
         value, what = options.json_schema, "the JSON schema"
         if isinstance(value, Path):
             what = f"the JSON schema {value}"
+            text = _read(value, what)
             try:
-                value = json.loads(_read(value, what))
+                value = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise OptionError(f"{what} is no JSON ({error}); give a JSON schema") from None
         if not isinstance(value, Mapping | bool):
