@@ -211,8 +211,8 @@ def test_a_conversation_goes_on_until_ctrl_d(tmp_path: Path) -> None:
     terminal.read(until=lambda: terminal.joined().count("forward passes") == 1)
     terminal.type("hello " * 100 + "\n")  # longer than the canvas: refused, and the talk goes on
     terminal.type("he\n")
-    terminal.read(until=lambda: terminal.joined().count("forward passes") == 2)
-    terminal.type("\x04")
+    terminal.read(until=lambda: terminal.joined().count("forward passes") == 2 and terminal.joined().endswith(">"))
+    terminal.type("\x04")  # at the prompt: between two of them it would be the tty's end of an empty line, and lost
     assert terminal.finish() == 0
 
 
