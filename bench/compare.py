@@ -20,12 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import LLAMA, markdown, plot
+from report import CACHE, CACHED, LLAMA, WRITES, markdown, plot
 
 ROOT = Path(__file__).resolve().parent.parent
 HALF = 128  # of the denoise step: this many rows of prompt and of answer, less where the context is shorter
@@ -79,19 +80,27 @@ class Child:
         return answer
 
 
-def alternate(children: dict[str, Child], pairs: int, what: str, **fields: Any) -> dict[str, list[float]]:
-    """Seconds per child and round; every second round goes the other way. The first turn of each warms up."""
-    for child in children.values():
-        child.do(what, **fields)
-    taken: dict[str, list[float]] = {name: [] for name in children}
+Turn = Callable[[], float]  # gives seconds
+
+
+def turns(children: dict[str, Child], what: str, **fields: Any) -> dict[str, Turn]:
+    """The same of every child."""
+    return {name: partial(child.seconds, what, **fields) for name, child in children.items()}
+
+
+def alternate(turns: dict[str, Turn], pairs: int) -> dict[str, list[float]]:
+    """Seconds by round; every second round goes the other way. The first turn of each warms up."""
+    for turn in turns.values():
+        turn()
+    taken: dict[str, list[float]] = {name: [] for name in turns}
     for round_ in range(pairs):
-        for name in list(children)[:: -1 if round_ % 2 else 1]:
-            taken[name].append(children[name].seconds(what, **fields))
+        for name in list(turns)[:: -1 if round_ % 2 else 1]:
+            taken[name].append(turns[name]())
     return taken
 
 
-def figures(taken: dict[str, list[float]], operations: float | None) -> dict[str, Any]:
-    """Median milliseconds, spread, GOPS, and how many times as long as localdiff (median, min and max of rounds)."""
+def figures(taken: dict[str, list[float]], operations: float | None, base: str = "localdiff") -> dict[str, Any]:
+    """Median milliseconds, spread, GOPS, and how many times as long as the base (median, min and max of rounds)."""
     result = {}
     for name, seconds in taken.items():
         median = statistics.median(seconds)
@@ -102,8 +111,8 @@ def figures(taken: dict[str, list[float]], operations: float | None) -> dict[str
         }
         if operations:
             one["gops"] = round(operations / median / 1e9, 1)
-        if name != "localdiff":
-            ratios = [theirs / ours for theirs, ours in zip(seconds, taken["localdiff"], strict=True)]
+        if name != base:
+            ratios = [theirs / ours for theirs, ours in zip(seconds, taken[base], strict=True)]
             one["ratio"] = [round(value, 3) for value in (statistics.median(ratios), min(ratios), max(ratios))]
         result[name] = one
     return result
@@ -162,7 +171,7 @@ def measure(path: Path, ours: Child, children: dict[str, Child], options: argpar
         progress(f"{path.name}: {rows} rows, {options.pairs} rounds of {', '.join(children)}")
         peaks.append(ours.do("peak"))
         wall, cpu = ours.wall, ours.cpu
-        found = figures(alternate(children, options.pairs, "forward", rows=rows), 2.0 * weights * rows)
+        found = figures(alternate(turns(children, "forward", rows=rows), options.pairs), 2.0 * weights * rows)
         parts = ours.do("forward", rows=rows)["parts"]
         total = sum(parts.values()) or 1.0
         found["localdiff"]["parts"] = {name: round(seconds / total, 3) for name, seconds in parts.items()}
@@ -170,11 +179,31 @@ def measure(path: Path, ours: Child, children: dict[str, Child], options: argpar
         result["forwards"].append({"rows": rows, "processor_share": round(got, 3), **found})
     half = min(HALF, facts["context"] // 2)
     progress(f"{path.name}: a denoise step of {half} + {half} rows")
-    taken = alternate(children, options.pairs, "step", prompt=half, answer=half)
+    taken = alternate(turns(children, "step", prompt=half, answer=half), options.pairs)
     result["step"] = {"prompt": half, "answer": half, **figures(taken, None)}
+    if options.answer:
+        progress(f"{path.name}: {half} tokens after {half} of prompt in {options.answer} steps")
+        taken = alternate(answers(children, half, options.answer), options.pairs)
+        result["answer"] = {"prompt": half, "answer": half, "steps": options.answer, **figures(taken, None)}
+        for name, found in figures(taken, None, CACHED).items():
+            if name != CACHED:
+                result["answer"][name]["ratio_cached"] = found["ratio"]
     peaks.append(ours.do("peak"))
     result["peak"] = {name: round(max(peak[name] for peak in peaks), 1) for name in peaks[0]}
     return result
+
+
+def answers(children: dict[str, Child], half: int, steps: int) -> dict[str, Turn]:
+    """Whole answers: without a cache and with CACHE here; the diffusion loop and writing token by token there."""
+    ours = children["localdiff"]
+    peers = {name: child for name, child in children.items() if name in LLAMA}
+    canvas = {"prompt": half, "answer": half}
+    return {
+        "localdiff": partial(ours.seconds, "answer", **canvas, steps=steps, cache="exact"),
+        CACHED: partial(ours.seconds, "answer", **canvas, steps=steps, cache=CACHE),
+        **turns(peers, "answer", **canvas, steps=steps),
+        **{f"{name}{WRITES}": turn for name, turn in turns(peers, "write", **canvas).items()},
+    }
 
 
 def difference(children: dict[str, Child]) -> dict[str, float]:
@@ -209,7 +238,7 @@ def compare_torch(path: Path, options: argparse.Namespace) -> list[dict[str, Any
         }
         try:
             for rows in options.rows:
-                taken = alternate(children, options.pairs, "forward", rows=rows)
+                taken = alternate(turns(children, "forward", rows=rows), options.pairs)
                 results.append({"rows": rows, "kind": kind, **figures(taken, 2.0 * weights * rows)})
         finally:
             for child in children.values():
@@ -237,6 +266,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL.gguf")
     parser.add_argument("--rows", default="64,256", help="sizes of the forward passes (default 64,256)")
     parser.add_argument("--pairs", type=int, default=5, help="rounds over all engines (default 5)")
+    parser.add_argument(
+        "--answer", type=int, default=0, metavar="STEPS", help="time whole answers of so many steps too"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every engine")
     parser.add_argument("--isa", default="", help="kernel row of localdiff (default: the best)")
     parser.add_argument("--math", choices=("fast", "exact"), default="fast", help="of localdiff; fast: exact beside it")

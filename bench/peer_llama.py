@@ -7,6 +7,9 @@ is faster for some types; `gpu` puts all layers on the GPU.
 forward  llama_decode of all rows with logits for all of them, attention not causal
 step     one step of its diffusion example, restated: logits at every position, then for each masked one the likeliest
          token and its probability; the restatement is vectorised, the original samples position by position
+answer   such steps one after the other, of an answer of which each settles as many tokens as the others
+write    the same number of tokens as an autoregressive model writes them: the prompt in one batch, then one at a time,
+         the likeliest, with llama.cpp's own cache
 """
 
 from __future__ import annotations
@@ -46,32 +49,57 @@ class Peer:
         llama.llama_set_causal_attn(self._context, False)
         self._vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self._model))
         self._batch = llama.llama_batch_init(rows, 0, 1)
-        self._batch.n_tokens = 0
 
     def decode(self, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits [rows, vocab], a view that the next call overwrites."""
-        batch = self._batch
-        if batch.n_tokens != rows:
-            batch.n_tokens = rows
-            for i, token in enumerate(tokens(self._vocab, rows)):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
-                batch.seq_id[i][0] = 0
+        self._clear()
+        return self._run(tokens(self._vocab, rows), 0, rows)
+
+    def _clear(self) -> None:
         llama.llama_memory_clear(llama.llama_get_memory(self._context), False)
+
+    def _run(self, ids: list[int], first: int, scored: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Logits of the last `scored` of these tokens, which stand from the position `first` on."""
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, first + i, 1
+            batch.logits[i] = i >= len(ids) - scored
+            batch.seq_id[i][0] = 0
         status = llama.llama_decode(self._context, batch)
         if status:
             raise RuntimeError(f"llama_decode ended with {status}")
         llama.llama_synchronize(self._context)
-        return np.ctypeslib.as_array(llama.llama_get_logits(self._context), (rows, self._vocab))
+        return np.ctypeslib.as_array(llama.llama_get_logits(self._context), (scored, self._vocab))
 
     def forward(self, rows: int) -> dict[str, Any]:
         return timed(lambda: self.decode(rows))
 
     def step(self, prompt: int, answer: int) -> dict[str, Any]:
-        def work() -> tuple[Any, Any]:
-            masked = self.decode(prompt + answer)[prompt : prompt + answer : 2]
-            token = masked.argmax(axis=1)
-            largest = masked[np.arange(len(masked)), token]
-            return token, 1 / np.exp(masked - largest[:, None]).sum(axis=1)
+        return timed(lambda: self._best(prompt + answer, slice(prompt, None, 2)))
+
+    def _best(self, rows: int, masked: slice) -> tuple[Any, Any]:
+        logits = self.decode(rows)[masked]
+        token = logits.argmax(axis=1)
+        largest = logits[np.arange(len(logits)), token]
+        return token, 1 / np.exp(logits - largest[:, None]).sum(axis=1)
+
+    def answer(self, prompt: int, answer: int, steps: int) -> dict[str, Any]:
+        def work() -> None:
+            for step in range(steps):
+                self._best(prompt + answer, slice(prompt + answer * step // steps, None))
+
+        return timed(work)
+
+    def write(self, prompt: int, answer: int) -> dict[str, Any]:
+        def work() -> None:
+            llama.llama_set_causal_attn(self._context, True)
+            self._clear()
+            given = tokens(self._vocab, prompt)
+            for at in range(answer):
+                logits = self._run(given, at and prompt + at - 1, 1)
+                given = [int(logits[0].argmax())]
+            llama.llama_set_causal_attn(self._context, False)
 
         return timed(work)
 
@@ -84,7 +112,8 @@ def main() -> None:
     path, threads, rows, how = sys.argv[1:]
     peer = Peer(path, int(threads), int(rows), how)
     info = {"version": llama.__version__, "system": llama.llama_print_system_info().decode()}
-    serve({"forward": peer.forward, "step": peer.step, "logits": peer.logits}, info)
+    operations = {"forward": peer.forward, "step": peer.step, "answer": peer.answer, "write": peer.write}
+    serve({**operations, "logits": peer.logits}, info)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """localdiff as a peer of compare.py: usage peer_localdiff.py MODEL.gguf THREADS ROWS MATH [ISA]
 
 forward  logits of all rows, bidirectional attention      step  one denoise step: the answer's masked half is scored
+answer   a canvas of prompt and masks denoised to its end: LLaDA's decoder, blocks of BLOCK, so many steps, a cache
 peak     what the machine can do at the moment            logits  written to a file, to see that peers do the same work
 """
 
@@ -14,7 +15,30 @@ from peer import serve, timed, tokens
 
 from localdiff.bench.card import machine_card
 from localdiff.bench.forward import PARTS, Work
+from localdiff.cache.table import make_cache
+from localdiff.canvas import Canvas, Hole
+from localdiff.decode.decoder import Facts
+from localdiff.decode.loop import Job, denoise
+from localdiff.decode.table import make_decoder, settings_for
 from localdiff.engine import EngineModel, File, Request, measure_peak
+from localdiff.options import GenerateOptions
+from localdiff.spec import DiffusionSpec
+
+BLOCK = 32
+
+
+def answer_job(vocab: int, prompt: int, answer: int, steps: int, cache: str) -> Job:
+    """A canvas that no token ends; the mask is the last id of the vocabulary."""
+    spec = DiffusionSpec(mask_token=vocab - 1, logit_shift=False)
+    canvas = Canvas.of([tokens(vocab - 1, prompt), Hole(answer)], spec.mask_token)
+    options = GenerateOptions(decoder="llada", steps=steps, block_length=BLOCK, cache=cache, temperature=0.0)
+    chosen = settings_for(options, spec, answer)
+    forbidden = np.array([spec.mask_token], np.int32)
+    decoder = make_decoder(chosen, 1, Facts(vocab, forbidden))
+    return Job(
+        canvas, decoder, make_cache(chosen), chosen, 1, spec.attention, spec.block_length, prompt, spec.logit_shift,
+        forbidden, (), prompt,
+    )  # fmt: skip
 
 
 def main(path: str, threads: int, rows: int, math: str, isa: str | None) -> None:
@@ -38,6 +62,10 @@ def main(path: str, threads: int, rows: int, math: str, isa: str | None) -> None
         masked = request(prompt + answer, np.arange(prompt, prompt + answer, 2))
         return timed(lambda: session.propose([masked]))
 
+    def whole_answer(prompt: int, answer: int, steps: int, cache: str) -> dict[str, Any]:
+        job = answer_job(vocab, prompt, answer, steps, cache)
+        return timed(lambda: list(denoise(session, [job])))
+
     def peak() -> dict[str, Any]:
         found = measure_peak(model.info.isa, threads, 0.3)
         return {"int8": found.int8_gops, "f32": found.f32_gflops, "memory_gbps": found.memory_gbps}
@@ -48,7 +76,7 @@ def main(path: str, threads: int, rows: int, math: str, isa: str | None) -> None
 
     work = Work.of(file)
     serve(
-        {"forward": forward, "step": step, "peak": peak, "logits": logits},
+        {"forward": forward, "step": step, "answer": whole_answer, "peak": peak, "logits": logits},
         {
             "card": machine_card(model.info.isa, session.timings().threads),
             "block_weights": work.block_weights,

@@ -7,12 +7,15 @@ from typing import Any
 
 SHARED = 0.85  # localdiff's threads got less of the processors than this: something else ran beside the measurement
 LLAMA = ("llama.cpp", "llama.cpp plain")  # default, without repacked weights
+CACHE = "dual"
+CACHED = f"localdiff {CACHE}"
+WRITES = " token by token"
 BOUND = {"int8": "int8", "f32": "f32"}
 
 
-def better(found: dict[str, Any]) -> str | None:
+def better(found: dict[str, Any], doing: str = "") -> str | None:
     """llama.cpp's faster setting of a measurement."""
-    present = [name for name in LLAMA if name in found]
+    present = [name + doing for name in LLAMA if name + doing in found]
     return min(present, key=lambda name: found[name]["ms"]) if present else None
 
 
@@ -37,7 +40,7 @@ def markdown(result: dict[str, Any]) -> str:
         "exact.",
         "",
     ]
-    lines += _forwards(result) + _steps(result) + _torch(result)
+    lines += _forwards(result) + _steps(result) + _answers(result) + _torch(result)
     return "\n".join(lines) + "\n"
 
 
@@ -85,6 +88,33 @@ def _steps(result: dict[str, Any]) -> list[str]:
                 f"{exact(found, name)} |"
             )
     return [*lines, ""] if len(lines) > 4 else []
+
+
+def _answers(result: dict[str, Any]) -> list[str]:
+    measured = [(model["model"], model["answer"]) for model in result["models"] if "answer" in model]
+    if not measured:
+        return []
+    shape = measured[0][1]
+    lines = [
+        f"An answer of {shape['answer']} tokens after {shape['prompt']} of prompt in {shape['steps']} steps, against "
+        "llama.cpp's diffusion loop of as many, and against llama.cpp writing it token by token (an autoregressive "
+        "model of the same shape); its better setting of each:",
+        "",
+        f"| model | localdiff s | with the cache {CACHE} | llama.cpp's loop s | ratio | with the cache | token by "
+        "token s | ratio | with the cache |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in measured:
+        cells = [f"{found[each]['ms'] / 1e3:.2f}" for each in ("localdiff", CACHED)]
+        for doing in ("", WRITES):
+            peer = better(found, doing)
+            if peer is None:
+                cells += ["-"] * 3
+                continue
+            theirs = found[peer]
+            cells += [f"{theirs['ms'] / 1e3:.2f}", spread(theirs["ratio"]), f"**{spread(theirs['ratio_cached'])}**"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _torch(result: dict[str, Any]) -> list[str]:

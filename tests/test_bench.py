@@ -74,6 +74,7 @@ def test_compare(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = run(
         "bench/compare.py", str(model), "--rows", "8", "--pairs", "1", "--threads", "1", "--no-llama",
+        "--answer", "2",
         "--out", str(tmp_path), "--name", "now",
     )  # fmt: skip
     assert json.loads((tmp_path / "now.json").read_text()) == result
@@ -86,6 +87,7 @@ def test_compare(model: Path, tmp_path: Path) -> None:
         assert_positive(low)
         assert low <= median <= high
     assert_positive(found["step"]["localdiff"]["ms"], found["peak"]["int8"])
+    assert_positive(found["answer"]["localdiff"]["ms"], found["answer"]["localdiff dual"]["ms"])
 
 
 def test_growth(tmp_path: Path) -> None:
