@@ -82,34 +82,7 @@ std::vector<float> random_floats(size_t count, std::mt19937& random) {
 
 double bfloat(float x) { return bfloat_to_float(float_to_bfloat(x)); }
 
-// out[t] = in[t ^ 1], by way of shared memory; with one of the two things left out that make the copies visible.
-__global__ void copy_kernel(const uint32_t* in, uint32_t* out, bool waits, bool meets) {
-  alignas(16) __shared__ uint32_t words[64][4];
-  const int thread = static_cast<int>(threadIdx.x);
-  cuda::copy_sixteen(words[thread], in + thread * 4, thread != 63);
-  if (waits) cuda::wait_copies();
-  if (meets) __syncthreads();
-  for (int i = 0; i < 4; ++i) out[thread * 4 + i] = words[thread ^ 1][i];
-  cuda::wait_copies();
-}
-
 }  // namespace
-
-// Otherwise the tests of the kernels would not see a wait that is missing.
-TEST(copies_are_visible_after_a_wait_and_a_barrier) {
-  std::vector<uint32_t> in(64 * 4);
-  std::mt19937 random(5);
-  for (const bool waits : {true, false}) {
-    for (const bool meets : {true, false}) {
-      for (uint32_t& word : in) word = static_cast<uint32_t>(random());
-      std::vector<uint32_t> out(in.size());
-      LD_LAUNCH(copy_kernel, dim3(1), 64, nullptr, in.data(), out.data(), waits, meets);
-      int right = 0;
-      for (size_t i = 0; i < in.size(); ++i) right += out[i] == (i / 4 == 62 ? 0 : in[i ^ 4]);
-      CHECK_EQ(right == 64 * 4, waits && meets);
-    }
-  }
-}
 
 TEST(every_type_is_decoded_bit_for_bit) {
   std::mt19937 random(1);

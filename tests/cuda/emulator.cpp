@@ -1,7 +1,13 @@
 #include "emulator.h"
 
 #include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <unordered_map>
 #include <vector>
+
+#include "sanitizers.h"
 
 // Switching by hand: the C library's way saves the signal mask with two system calls each time.
 extern "C" void ld_switch(void** from, void* to);
@@ -33,7 +39,7 @@ ld_switch:
 namespace ld::cuda {
 namespace {
 
-constexpr size_t kStack = 128 << 10;
+constexpr size_t kStack = 256 << 10;
 constexpr int kLanes = 32;
 constexpr size_t kMostExchanged = 64;
 
@@ -46,6 +52,7 @@ struct Copy {
 struct Fiber {
   void* at;  // its stack pointer while it does not run
   std::unique_ptr<char[]> stack{new char[kStack]};
+  Known known{stack.get(), kStack};  // to the sanitizers
   dim3 index{0};
   std::vector<Copy> copies;  // that it has not waited for
   bool done = false;
@@ -58,6 +65,7 @@ struct Barrier {
 
 std::vector<std::unique_ptr<Fiber>> fibers;
 void* scheduler;
+Known* scheduler_known;
 Fiber* current;
 Emulated state;
 int n_threads, living;
@@ -73,11 +81,15 @@ long waits;  // since something last moved on
 }
 
 void entry() {
+  arrived_at(current->known);
+  happens_after(&fibers);
   (*running)();
   if (!current->copies.empty()) report("a thread ends before its copies to shared memory");
   current->done = true;
   --living;
   waits = 0;
+  happens_before(&fibers);
+  leave_for(*scheduler_known, current->known);
   ld_switch(&current->at, scheduler);
 }
 
@@ -92,7 +104,9 @@ void prepare(Fiber* fiber) {
 void yield() {
   if (++waits > 4L * n_threads) report("a barrier that not all threads of the block or warp reach");
   Fiber* self = current;
+  leave_for(*scheduler_known, self->known);
   ld_switch(&self->at, scheduler);
+  arrived_at(self->known);
   current = self;
   state.thread = self->index;
 }
@@ -108,11 +122,22 @@ void wait(Barrier& barrier, int expected) {
   while (barrier.generation == generation) yield();
 }
 
+// Whoever goes on sees what the others wrote before. Neighbouring turns have names of their own: one may begin while some
+// have yet to leave the one before.
+void ordering_wait(Barrier& barrier, int expected) {
+  char* turn = reinterpret_cast<char*>(&barrier) + barrier.generation % 2;
+  happens_before(turn);
+  wait(barrier, expected);
+  happens_after(turn);
+}
+
 }  // namespace
 
 Emulated& emulated() { return state; }
 
-void block_barrier() { wait(block, n_threads); }
+void block_barrier() { ordering_wait(block, n_threads); }
+
+void warp_barrier() { ordering_wait(warps[state.thread.x / kLanes], kLanes); }
 
 int block_any(int mine) {
   static int any;
@@ -126,6 +151,7 @@ int block_any(int mine) {
 
 void exchange(const void* mine, size_t bytes, int lane, void* theirs) {
   if (bytes > kMostExchanged) report("a shuffle of more than 64 bytes");
+  const Unseen unseen;
   const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
   memcpy(exchanged[warp][own], mine, bytes);
   wait(warps[warp], kLanes);
@@ -157,6 +183,7 @@ void multiply_pairs(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
   struct Fragments {
     float a[8], b[4];
   } mine;
+  const Unseen unseen;
   for (int i = 0; i < 8; ++i) mine.a[i] = value(static_cast<uint16_t>(a[i / 2] >> i % 2 * 16));
   for (int i = 0; i < 4; ++i) mine.b[i] = value(static_cast<uint16_t>(b[i / 2] >> i % 2 * 16));
   const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
@@ -198,6 +225,7 @@ struct Place {
 
 template <class AtA, class AtB>
 void multiply_bytes(const Bytes& mine, int depth, int32_t* c, int outputs, AtA at_a, AtB at_b) {
+  const Unseen unseen;
   const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
   memcpy(exchanged[warp][own], &mine, sizeof mine);
   wait(warps[warp], kLanes);
@@ -251,6 +279,81 @@ void emulated_mma_16x8x32(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_
       });
 }
 
+namespace {
+
+// Who runs when: in the order of their numbers, or as $LD_EMULATED_ORDER says.
+class Order {
+ public:
+  Order() {
+    const char* wanted = getenv("LD_EMULATED_ORDER");
+    if (wanted == nullptr) return;
+    reversed_ = strcmp(wanted, "reversed") == 0;
+    char* end = nullptr;
+    if (!reversed_) random_.seed(static_cast<unsigned>(strtoul(wanted, &end, 10)));
+    if (!reversed_ && (*wanted == 0 || *end != 0)) report("LD_EMULATED_ORDER is neither reversed nor a seed");
+    shuffled_ = !reversed_;
+  }
+  void fill(std::vector<unsigned>* numbers, size_t count) {
+    numbers->resize(count);
+    std::iota(numbers->begin(), numbers->end(), 0u);
+    if (reversed_) std::reverse(numbers->begin(), numbers->end());
+    next(numbers);
+  }
+  // The order of the next round.
+  void next(std::vector<unsigned>* numbers) {
+    if (shuffled_) std::shuffle(numbers->begin(), numbers->end(), random_);
+  }
+
+ private:
+  bool reversed_ = false, shuffled_ = false;
+  std::minstd_rand random_;
+};
+
+// $LD_EMULATED_FILL, or -1.
+int fill_byte() {
+  const char* wanted = getenv("LD_EMULATED_FILL");
+  return wanted == nullptr ? -1 : static_cast<int>(strtoul(wanted, nullptr, 0) & 0xff);
+}
+
+// Before the first block of a launch all of shared memory is overwritten, then what that block wrote to.
+void overwrite(std::vector<std::span<char>>* shared, int byte, unsigned blocks_done) {
+  if (blocks_done == 1) {
+    const auto untouched = [&](std::span<char> part) {
+      return std::all_of(part.begin(), part.end(), [&](char c) { return c == static_cast<char>(byte); });
+    };
+    std::erase_if(*shared, untouched);
+  }
+  for (const std::span<char> part : *shared) memset(part.data(), byte, part.size());
+}
+
+void run_block(const std::vector<unsigned>& first, Order* order) {
+  for (const unsigned t : first) {
+    Fiber& fiber = *fibers[t];
+    prepare(&fiber);
+    fiber.index = dim3(t);
+    fiber.done = false;
+  }
+  living = n_threads;
+  waits = 0;
+  Known here;
+  scheduler_known = &here;
+  happens_before(&fibers);
+  for (std::vector<unsigned> round = first; living > 0; order->next(&round)) {
+    for (const unsigned t : round) {
+      if (fibers[t]->done) continue;
+      current = fibers[t].get();
+      state.thread = current->index;
+      leave_for(current->known, here);
+      ld_switch(&scheduler, current->at);
+      arrived_at(here);
+    }
+  }
+  happens_after(&fibers);
+  if (block.arrived) report("threads ended while others wait at a barrier");
+}
+
+}  // namespace
+
 void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
   if (threads == 0 || threads % kLanes != 0 || threads > 1024)
     report("a block is not whole warps, 1,024 threads at most");
@@ -260,27 +363,18 @@ void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
   n_threads = static_cast<int>(threads);
   state.grid = grid;
   state.block_dim = dim3(threads);
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        state.block = dim3(x, y, z);
-        for (unsigned t = 0; t < threads; ++t) {
-          Fiber& fiber = *fibers[t];
-          prepare(&fiber);
-          fiber.index = dim3(t);
-          fiber.done = false;
-        }
-        living = n_threads;
-        waits = 0;
-        while (living > 0)
-          for (unsigned t = 0; t < threads; ++t) {
-            if (fibers[t]->done) continue;
-            current = fibers[t].get();
-            state.thread = current->index;
-            ld_switch(&scheduler, current->at);
-          }
-        if (block.arrived) report("threads ended while others wait at a barrier");
-      }
+  Order order;
+  std::vector<unsigned> blocks, thread_order;
+  order.fill(&blocks, size_t{grid.x} * grid.y * grid.z);
+  order.fill(&thread_order, threads);
+  const int byte = fill_byte();
+  auto shared = byte < 0 ? std::vector<std::span<char>>() : shared_memory();
+  unsigned done = 0;
+  for (const unsigned b : blocks) {
+    state.block = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+    overwrite(&shared, byte, done++);
+    run_block(thread_order, &order);
+  }
 }
 
 }  // namespace ld::cuda
@@ -351,16 +445,53 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete graph, cudaSuccess; }
 
+// ---- memory ----
+
+namespace {
+
+constexpr size_t kFence = 256;  // bytes that follow an allocation and are nobody's
+constexpr unsigned char kFenced = 0xa5;
+
+std::mutex allocations_lock;  // weights arrive from other threads
+std::unordered_map<void*, size_t>& allocations() {
+  static auto* value = new std::unordered_map<void*, size_t>;  // what is freed last is freed after statics
+  return *value;
+}
+
+size_t fenced_bytes(size_t bytes) { return (bytes + 255) / 256 * 256 + kFence; }
+
+}  // namespace
+
 // Memory that a kernel reads before it was written is not zero by chance.
 cudaError_t cudaMalloc(void** out, size_t bytes) {
   if (captured != nullptr) return forbidden();
-  *out = aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
-  if (*out == nullptr) return 2;
-  memset(*out, 0xff, bytes);
+  char* memory = static_cast<char*>(aligned_alloc(256, fenced_bytes(bytes)));
+  *out = memory;
+  if (memory == nullptr) return 2;
+  const int byte = ld::cuda::fill_byte();
+  memset(memory, byte < 0 ? 0xff : byte, bytes);
+  memset(memory + bytes, kFenced, fenced_bytes(bytes) - bytes);
+  ld::cuda::forbid(memory + bytes, fenced_bytes(bytes) - bytes);
+  const std::lock_guard<std::mutex> lock(allocations_lock);
+  allocations()[memory] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* at) {
   if (captured != nullptr) return forbidden();
+  if (at == nullptr) return cudaSuccess;
+  size_t bytes;
+  {
+    const std::lock_guard<std::mutex> lock(allocations_lock);
+    const auto found = allocations().find(at);
+    if (found == allocations().end()) ld::cuda::report("memory is freed that was not allocated");
+    bytes = found->second;
+    allocations().erase(found);
+  }
+  char* memory = static_cast<char*>(at);
+  ld::cuda::allow(memory, fenced_bytes(bytes));
+  const auto whole = [](char c) { return static_cast<unsigned char>(c) == kFenced; };
+  if (!std::all_of(memory + bytes, memory + fenced_bytes(bytes), whole))
+    ld::cuda::report("memory was written past the end of an allocation");
   return free(at), cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** out, size_t bytes) { return cudaMalloc(out, bytes); }

@@ -4,15 +4,24 @@
 // instead of hanging. A stream that is captured runs nothing and keeps its launches, arguments by value and copies by their
 // addresses, until the graph is launched; what CUDA forbids meanwhile breaks the capture. Not emulated: concurrency of
 // blocks and streams, timing.
+//
+// It checks what compute-sanitizer does on a card. Bounds: memory that is freed was not written past its end, and under
+// AddressSanitizer every access to global, shared and page-locked memory. Races: under ThreadSanitizer the accesses of two
+// threads of a block that no __syncthreads or __syncwarp parts (shuffles order nothing), and anywhere
+// $LD_EMULATED_ORDER=reversed or a seed: another order of blocks and, between barriers, of threads; results stay the same
+// bits. Memory that was never written: device memory is full of 0xff, $LD_EMULATED_FILL=BYTE gives another byte and fills
+// shared memory with it before every block; again results stay the same bits.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "quant/half.h"
@@ -23,7 +32,7 @@
 #define __constant__ static const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static
+#define __shared__ static __attribute__((abi_tag("ld_shared")))  // shared_memory.cpp finds it by this name
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -48,7 +57,10 @@ Emulated& emulated();
 // Runs a kernel's body for all threads of all blocks.
 void emulate(dim3 grid, unsigned threads, const std::function<void()>& body);
 void block_barrier();
+void warp_barrier();
 int block_any(int mine);
+// The variables that are __shared__, all kernels'.
+std::vector<std::span<char>> shared_memory();
 // What `lane` of the calling thread's warp handed in; all lanes take part.
 void exchange(const void* mine, size_t bytes, int lane, void* theirs);
 // A copy whose target holds nothing of use until the thread waits; `from` null = zeros.
@@ -69,10 +81,7 @@ void emulated_mma_16x8x32(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_
 #define gridDim (::ld::cuda::emulated().grid)
 
 inline void __syncthreads() { ld::cuda::block_barrier(); }
-inline void __syncwarp(unsigned = 0) {
-  int nothing = 0, other;
-  ld::cuda::exchange(&nothing, sizeof nothing, 0, &other);
-}
+inline void __syncwarp(unsigned = 0) { ld::cuda::warp_barrier(); }
 
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
@@ -92,8 +101,10 @@ inline int __any_sync(unsigned mask, int mine) {
 inline int __syncthreads_or(int mine) { return ld::cuda::block_any(mine); }
 
 inline int atomicMin(int* at, int value) {
-  const int before = *at;
-  *at = before < value ? before : value;
+  const std::atomic_ref<int> shared(*at);
+  int before = shared.load(std::memory_order_relaxed);
+  while (value < before && !shared.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  }
   return before;
 }
 
