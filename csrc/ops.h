@@ -35,8 +35,11 @@ enum class Use { gather, multiply };
 // embeddings that ScoreRow::feedback asks for, one row for each place of each slot.
 enum class Buffer { x, qkv, attention, ffn, branch, side, head, low_rank, feedback, count };
 
-// How quantised weights are multiplied: with the file's block scales, or with one scale per output channel, which is
-// faster and rounds a little more. Weights in float are not concerned.
+// Of a device's own memory one part in so many stays free for the driver and other programs.
+constexpr size_t kLeftFree = 16;
+
+// How quantised weights are multiplied: with the file's block scales, or with one scale per 128 values, which is faster and
+// rounds a little more (cpu/fold.h). Weights in float are not concerned.
 enum class Math { exact, fast };
 
 // The keys and values of one layer; its query heads are as long.

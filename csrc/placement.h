@@ -9,7 +9,6 @@ namespace ld {
 
 constexpr int kHeadAlone = -1, kAsFit = 0;  // of ModelOptions::gpu_layers, else a number of layers
 constexpr int kReckonedRows = 2048;         // positions of the one canvas that layers leave room for
-constexpr size_t kLeftFree = 16;            // one part in so many stays free for the driver and other programs
 
 // How many layers the device takes: as asked for, else as many as its free memory holds beside the head and a session
 // for one canvas. A model whose rows are told what an earlier call expected stays whole, since its head and its table of

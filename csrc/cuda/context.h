@@ -11,6 +11,7 @@
 
 #include "cpu/arena.h"
 #include "cuda/decode.h"
+#include "cuda/forms.h"
 #include "cuda/kernels.h"
 #include "error.h"
 
@@ -68,10 +69,12 @@ struct Device {
   std::string isa;
   // Tables by the file's bytes, which outlive them: a head that is tied to one is there once.
   std::map<const uint8_t*, std::weak_ptr<Memory>> tables;
-  Footprint footprint{};
+  Footprint footprint{};  // of the weights as they lie in the file
+  Copies copies;
 };
 
 struct Weight {
+  Device* device;
   cuda::Matrix matrix;
   std::shared_ptr<Memory> memory;
   size_t bytes;
@@ -87,7 +90,7 @@ constexpr size_t kStepBytes = 3 * sizeof(int32_t) + 2 * sizeof(cuda::Row);  // o
 
 // Everything of a context that lies in its memory.
 struct Layout {
-  Layout(Arena arena, const ContextShape& s) {
+  Layout(Arena arena, const ContextShape& s, std::optional<TensorType> form_type) {
     const size_t pairs = static_cast<size_t>(s.rows) * s.experts_used;
     const size_t inputs = std::max<size_t>({static_cast<size_t>(s.rows), static_cast<size_t>(s.score_rows), pairs});
     for (int i = 0; i < static_cast<int>(Buffer::count); ++i) {
@@ -98,6 +101,10 @@ struct Layout {
     const size_t blocks = (s.max_k + 31) / 32;
     quantised = {arena.take<int8_t>(inputs, blocks * 32), arena.take<float>(inputs, blocks),
                  arena.take<uint32_t>(inputs, blocks)};
+    const int most_n =
+        std::max({s.vocab, s.expert_dim, s.max_k, *std::max_element(std::begin(s.width), std::end(s.width))});
+    form_bytes = form_scratch(form_type, most_n, s.max_k);
+    form = arena.take<uint8_t>(form_bytes);
     for (const KvShape* layer = s.kv; layer < s.kv + s.layers; ++layer) {
       float* keys = arena.take<float>(s.slots, s.slot_length, layer->kv_heads, layer->head_dim);
       float* values = arena.take<float>(s.slots, s.slot_length, layer->kv_heads, layer->head_dim);
@@ -138,6 +145,8 @@ struct Layout {
   float* buffers[static_cast<int>(Buffer::count)];
   float *made, *angles, *drift;
   cuda::Quantised quantised;
+  uint8_t* form;  // parts of weights in the session's form (forms.h)
+  size_t form_bytes;
   std::vector<cuda::State> states;  // by layer
   uint8_t* step;                    // what a step reads of its rows
   int32_t* picks;                   // which rows the head reads
@@ -169,8 +178,9 @@ struct Context {
   Context(Device* device_, const ContextShape& shape_)
       : device(device_),
         shape(shape_),
-        memory(Layout(Arena(nullptr), shape_).bytes),
-        layout(Arena(memory.data()), shape_) {
+        form(session_form(*device_, shape_.math)),
+        memory(Layout(Arena(nullptr), shape_, form).bytes),
+        layout(Arena(memory.data()), shape_, form) {
     // Beside the stream that all threads share: weights of another model may arrive while a step is recorded.
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
     check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), stream), "clearing a session");
@@ -183,6 +193,7 @@ struct Context {
 
   Device* device;
   ContextShape shape;
+  std::optional<TensorType> form;
   Memory memory;
   Layout layout;
   cudaStream_t stream{};
@@ -191,6 +202,7 @@ struct Context {
   std::list<Recording> recordings;
   Recording* recording = nullptr;                                         // that the operations go to
   std::map<const Weight* const*, std::unique_ptr<Memory>> expert_tables;  // device pointers to the experts' weights
+  std::map<const Weight*, std::shared_ptr<Memory>> copies;                // null: made for every product (forms.h)
   std::unique_ptr<Memory> lists;                                          // token lists of a propose call
 };
 

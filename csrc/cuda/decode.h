@@ -84,11 +84,12 @@ struct BF16 {
 
 // ---- blocks of 32 ----
 
-// kSpan values share a scale; where kMinimum, also a minimum.
-template <int kBlock_, int kBytes_, int kSpan_ = 32, bool kMinimum_ = false>
+// kSpan values share a scale; where kMinimum, also a minimum. kReach as PackedTraits::reach of cpu/gemm.h, whose integers
+// are 2^kWide times as large, and scales as small.
+template <int kBlock_, int kBytes_, int kReach_, int kSpan_ = 32, bool kMinimum_ = false, int kWide_ = 0>
 struct Blocks {
   static constexpr bool kInteger = true, kMinimum = kMinimum_;
-  static constexpr int kBlock = kBlock_, kBytes = kBytes_, kSpan = kSpan_;
+  static constexpr int kBlock = kBlock_, kBytes = kBytes_, kSpan = kSpan_, kReach = kReach_, kWide = kWide_;
   __device__ static uint32_t word(const uint8_t* p) { return word_at<kBytes>(p); }
   // Values i to i + 3 of 32 that are nibbles: the low half of byte i, the high half of byte i - 16.
   __device__ static uint32_t nibbles(const uint8_t* packed, int i) {
@@ -97,15 +98,15 @@ struct Blocks {
   __device__ static float minimum(const uint8_t*, int) { return 0; }
 };
 
-struct Q8_0 : Blocks<32, 34> {
+struct Q8_0 : Blocks<32, 34, 8> {
   __device__ static uint32_t four(const uint8_t* p, int i) { return word(p + 2 + i); }
   __device__ static float scale(const uint8_t* p, int) { return half_at(p); }
 };
 
 // Q4_0, Q4_1, Q5_0 and Q5_1.
 template <int kBits, bool kMinimum>
-struct Simple : Blocks<32, 18 + (kMinimum ? 2 : 0) + (kBits == 5 ? 4 : 0), 32, kMinimum> {
-  using Base = Blocks<32, 18 + (kMinimum ? 2 : 0) + (kBits == 5 ? 4 : 0), 32, kMinimum>;
+struct Simple : Blocks<32, 18 + (kMinimum ? 2 : 0) + (kBits == 5 ? 4 : 0), kBits, 32, kMinimum> {
+  using Base = Blocks<32, 18 + (kMinimum ? 2 : 0) + (kBits == 5 ? 4 : 0), kBits, 32, kMinimum>;
   static constexpr int kHigh = kMinimum ? 4 : 2, kLow = kHigh + (kBits == 5 ? 4 : 0);
   __device__ static uint32_t four(const uint8_t* p, int i) {
     uint32_t q = Base::nibbles(p + kLow, i);
@@ -123,12 +124,12 @@ __device__ inline uint32_t coded(uint32_t four) {
   return looked_up(kBook, four);
 }
 
-struct IQ4_NL : Blocks<32, 18> {
+struct IQ4_NL : Blocks<32, 18, 8> {
   __device__ static uint32_t four(const uint8_t* p, int i) { return coded(nibbles(p + 2, i)); }
   __device__ static float scale(const uint8_t* p, int) { return half_at(p); }
 };
 
-struct MXFP4 : Blocks<32, 17> {
+struct MXFP4 : Blocks<32, 17, 8, 32, false, 3> {
   __device__ static uint32_t four(const uint8_t* p, int i) {
     constexpr Book kBook({0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12});
     return looked_up(kBook, nibbles(p + 1, i));
@@ -140,7 +141,7 @@ struct MXFP4 : Blocks<32, 17> {
 
 // ---- super-blocks of 256 ----
 
-struct Q2_K : Blocks<256, 84, 16, true> {
+struct Q2_K : Blocks<256, 84, 2, 16, true> {
   __device__ static uint32_t four(const uint8_t* p, int i) {
     return word(p + 16 + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2) & 0x03030303u;
   }
@@ -152,7 +153,7 @@ struct Q2_K : Blocks<256, 84, 16, true> {
   }
 };
 
-struct Q3_K : Blocks<256, 110, 16> {
+struct Q3_K : Blocks<256, 110, 3, 16> {
   __device__ static uint32_t four(const uint8_t* p, int i) {
     const uint32_t low = word(p + 32 + i / 128 * 32 + i % 32) >> (i % 128 / 32 * 2) & 0x03030303u;
     const uint32_t third = word(p + i % 32) >> (i / 32) & 0x01010101u;
@@ -167,8 +168,8 @@ struct Q3_K : Blocks<256, 110, 16> {
 
 // Q4_K and Q5_K.
 template <bool kFifth>
-struct Grouped : Blocks<256, kFifth ? 176 : 144, 32, true> {
-  using Base = Blocks<256, kFifth ? 176 : 144, 32, true>;
+struct Grouped : Blocks<256, kFifth ? 176 : 144, kFifth ? 5 : 4, 32, true> {
+  using Base = Blocks<256, kFifth ? 176 : 144, kFifth ? 5 : 4, 32, true>;
   static constexpr int kLow = kFifth ? 48 : 16;
   __device__ static uint32_t four(const uint8_t* p, int i) {
     const int group = i / 32;
@@ -190,7 +191,7 @@ struct Grouped : Blocks<256, kFifth ? 176 : 144, 32, true> {
   }
 };
 
-struct Q6_K : Blocks<256, 210, 16> {
+struct Q6_K : Blocks<256, 210, 6, 16> {
   __device__ static uint32_t four(const uint8_t* p, int i) {
     const int group = i / 32, half = group / 4, quarter = group % 4, at = i % 32;
     const uint32_t low = word(p + half * 64 + quarter % 2 * 32 + at) >> (quarter / 2 * 4) & 0x0f0f0f0fu;
@@ -202,7 +203,7 @@ struct Q6_K : Blocks<256, 210, 16> {
   }
 };
 
-struct IQ4_XS : Blocks<256, 136> {
+struct IQ4_XS : Blocks<256, 136, 8> {
   __device__ static uint32_t four(const uint8_t* p, int i) { return coded(nibbles(p + 8 + i / 32 * 16, i % 32)); }
   __device__ static float scale(const uint8_t* p, int i) {
     const int group = i / 32, upper = p[2] | p[3] << 8;

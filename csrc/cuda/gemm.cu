@@ -118,11 +118,12 @@ void launch(cudaStream_t stream, const Product& product, const Rows& rows, int m
 }  // namespace
 
 void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores) {
-  launch(stream, product, {rows, nullptr, nullptr, nullptr}, rows, 1, cores);
+  launch(stream, product, {rows, nullptr, 0, nullptr, nullptr}, rows, 1, cores);
 }
 
 void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, Cores cores) {
-  launch(stream, product.common, {0, product.data, product.begin, product.pick}, most_rows, product.experts, cores);
+  launch(stream, product.common, {0, product.data, product.step, product.begin, product.pick}, most_rows,
+         product.experts, cores);
 }
 
 }  // namespace ld::cuda

@@ -69,13 +69,26 @@ void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores
 // For each expert e the rows [begin[e], begin[e + 1]) of y with weights data[e]; row r of the input is x[pick[r]], or
 // x[r] where pick is null. begin has experts + 1 values; `pairs` is its last, of which the host knows a bound.
 struct ExpertProduct {
-  Product common;              // w.data is not read
-  const uint8_t* const* data;  // [experts]
+  Product common;
+  const uint8_t* const* data;  // [experts], or null: `step` bytes apart from common.w.data on
+  size_t step;
   const int32_t* begin;
   const int32_t* pick;
   int experts;
 };
 void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, Cores cores);
+
+// ---- fold.cu ----
+// Channels [column, column + columns) of matrices as they lie in the file: w alone, or experts like it at data[e].
+struct Source {
+  Matrix w;
+  const uint8_t* const* data;  // [experts] in device memory, or null
+  int column, columns, experts;
+};
+// Folds weights of integers as cpu/fold.h says, those of expert e to to + e * step: signed bytes [columns][k], then the
+// scales of groups, float32 [ceil(k / 128)][columns].
+constexpr int kGroup = 128;
+void fold(cudaStream_t stream, const Source& source, uint8_t* to, size_t step);
 
 // ---- attention.cu ----
 // The state of one layer.

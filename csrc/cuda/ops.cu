@@ -91,6 +91,7 @@ Weight* pack(Device* device, const Tensor& tensor, Use use) {
     refuse(LD_FILE, text("%.*s: a scale is not finite; the file is damaged", static_cast<int>(tensor.name.size()),
                          tensor.name.data()));
   auto weight = std::make_unique<Weight>();
+  weight->device = device;
   const size_t bytes = tensor.data.size();
   weight->matrix = {tensor.type->type, nullptr, static_cast<int>(tensor.rows()), static_cast<int>(tensor.columns()),
                     tensor.columns() / tensor.type->block * tensor.type->block_bytes};
@@ -113,9 +114,18 @@ Weight* pack(Device* device, const Tensor& tensor, Use use) {
   return weight.release();
 }
 
-void release(Weight* weight) { delete weight; }
+void release(Weight* weight) {
+  weight->device->copies.forget(weight);
+  delete weight;
+}
 size_t weight_bytes(const Weight* weight) { return weight->bytes; }
-Footprint footprint(const Device* device) { return device->footprint; }
+
+Footprint footprint(const Device* device) {
+  Footprint all = device->footprint;
+  all.weights += device->copies.bytes();
+  return all;
+}
+
 
 float* upload(Device*, const float* values, size_t count) {
   void* vector = nullptr;
@@ -128,12 +138,15 @@ float* upload(Device*, const float* values, size_t count) {
 
 void release_vector(float* vector) { cudaFree(vector); }
 
-size_t plan(const Device*, const ContextShape& shape) { return Layout(Arena(nullptr), shape).bytes; }
+size_t plan(const Device* device, const ContextShape& shape) {
+  return Layout(Arena(nullptr), shape, session_form(*device, shape.math)).bytes;
+}
 
 Context* create(Device* device, const ContextShape& shape) {
   if (device->plan) refuse(LD_INVALID, "the model was opened to plan its memory; open it without that to compute");
   if (shape.math == Math::fast)
     refuse(LD_INVALID, "math is fast, and the GPU has exact arithmetic only; use math exact or auto");
+  device->copies.make_room(plan(device, shape));
   return new Context(device, shape);
 }
 
@@ -178,9 +191,8 @@ void linear(Context* c, const LinearInput& input, int rows, const LinearOutput* 
       std::any_of(outputs, outputs + n_outputs, [&](const LinearOutput& o) { return reads_int8(c, o.weight->matrix); });
   const Made made = produce(c, input, rows, quantised);
   for (const LinearOutput* o = outputs; o < outputs + n_outputs; ++o) {
-    cuda::multiply(c->stream,
-                   {o->weight->matrix, made.x, made.stride, made.quantised, o->bias, o->y, o->stride, o->add}, rows,
-                   c->device->cores);
+    multiply(c, o->weight,
+             {o->weight->matrix, made.x, made.stride, made.quantised, o->bias, o->y, o->stride, o->add}, rows);
   }
 }
 
@@ -208,21 +220,18 @@ const uint8_t* const* expert_table(Context* c, const Weight* const* weights, int
 void experts(Context* c, const LinearInput& input, int rows, const Experts& e, float* y) {
   const Layout& at = c->layout;
   const int used = e.rule.used, pairs = rows * used, width = e.down[0]->matrix.n, hidden = e.gate[0]->matrix.n;
-  const cuda::Cores cores = c->device->cores;
   const bool quantised = reads_int8(c, e.gate[0]->matrix) || reads_int8(c, e.up[0]->matrix);
   const bool own = e.router_norm.kind != NormKind::none;  // the router has another input
   LinearInput routed = input;
   if (own) routed.norm = e.router_norm;
   Made made = produce(c, routed, rows, quantised && !own);
-  cuda::multiply(c->stream, {e.router->matrix, made.x, made.stride, made.quantised, nullptr, at.router, e.count, false},
-                 rows, cores);
+  multiply(c, e.router, {e.router->matrix, made.x, made.stride, made.quantised, nullptr, at.router, e.count, false}, rows);
   cuda::route(c->stream, e.rule, e.count, at.router, e.bias, e.gain, rows, at.routing);
   if (own) made = produce(c, input, rows, quantised);
   const auto product = [&](const Weight* const* weights, const float* x, ptrdiff_t stride, const int32_t* pick,
                            float* to, ptrdiff_t to_stride) {
     const cuda::Product common{weights[0]->matrix, x, stride, at.quantised, nullptr, to, to_stride, false};
-    cuda::multiply_experts(c->stream, {common, expert_table(c, weights, e.count), at.routing.begin, pick, e.count},
-                           rows, cores);
+    multiply_experts(c, weights, {common, expert_table(c, weights, e.count), 0, at.routing.begin, pick, e.count}, rows);
   };
   product(e.gate, made.x, made.stride, at.routing.row_of, at.hidden, 2 * hidden);
   product(e.up, made.x, made.stride, at.routing.row_of, at.hidden + hidden, 2 * hidden);

@@ -15,11 +15,12 @@ struct Share {
 
 struct Rows {
   int count;                   // where there is one matrix
-  const uint8_t* const* data;  // [experts], or null
-  const int32_t *begin, *pick;
+  const uint8_t* const* data;  // [experts], or null: `step` bytes apart from p.w.data on
+  size_t step;
+  const int32_t *begin, *pick;  // null where there is one matrix
   __device__ Share share(const Product& p) const {
-    if (data == nullptr) return {p.w.data, 0, count};
-    return {data[blockIdx.z], begin[blockIdx.z], begin[blockIdx.z + 1]};
+    if (begin == nullptr) return {p.w.data, 0, count};
+    return {data ? data[blockIdx.z] : p.w.data + blockIdx.z * step, begin[blockIdx.z], begin[blockIdx.z + 1]};
   }
   __device__ ptrdiff_t input(int row) const { return pick ? pick[row] : row; }
 };

@@ -77,7 +77,7 @@ void for_logits(Context* c, const LinearInput& input, const OutputLayer& head, c
                                 made.stride, made.quantised.from(first, input.width),
                                 head.bias,   c->layout.logits,
                                 vocab,       false};
-    cuda::multiply(c->stream, product, count, c->device->cores);
+    multiply(c, head.weight, product, count);
     if (head.cap > 0) cuda::cap(c->stream, c->layout.logits, static_cast<size_t>(count) * vocab, head.cap);
     use(first, count);
   }

@@ -127,10 +127,15 @@ class EngineModel(Closable):
         return self._plan(library().ld_session_plan, session_options(slots, slot_length, rows, threads))
 
     def plan_device(
-        self, slots: int = 1, slot_length: int | None = None, rows: int | None = None, threads: int | None = None
+        self,
+        slots: int = 1,
+        slot_length: int | None = None,
+        rows: int | None = None,
+        threads: int | None = None,
+        math: str = "exact",
     ) -> int:
         """Bytes that it would take of a GPU's memory besides."""
-        return self._plan(library().ld_session_plan_device, session_options(slots, slot_length, rows, threads))
+        return self._plan(library().ld_session_plan_device, session_options(slots, slot_length, rows, threads, math))
 
     def _plan(self, ask: Callable[[Any, Any, Any], int], options: Any) -> int:
         out = ffi.new("uint64_t *")

@@ -159,7 +159,7 @@ TEST(int8_products_of_experts_pick_their_rows) {
   const QuantisedRows quantised(x, k, k, 11);
   std::vector<float> found(rows * n), none(11 * n);
   const cuda::Product common{on_device(matrices[0]), x.data(), k, quantised.at, nullptr, found.data(), n, false};
-  cuda::multiply_experts(nullptr, {common, data, begin, pick.data(), 3}, rows, cuda::Cores::int8);
+  cuda::multiply_experts(nullptr, {common, data, 0, begin, pick.data(), 3}, rows, cuda::Cores::int8);
   for (const int expert : {0, 2}) {
     const auto expected = expected_of(matrices[expert], x, k, 11, nullptr, none, n, false);
     for (int r = begin[expert]; r < begin[expert + 1]; ++r)
