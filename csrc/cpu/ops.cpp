@@ -56,7 +56,10 @@ class Memory {
     madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: nothing depends on it
 #endif
   }
-  ~Memory() { munmap(mapped_, bytes_ + kPage); }
+  ~Memory() {
+    allow_access(mapped_, bytes_ + kPage);  // whoever is given these addresses next
+    munmap(mapped_, bytes_ + kPage);
+  }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   void* data() const { return data_; }
