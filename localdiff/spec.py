@@ -91,7 +91,7 @@ class DiffusionSpec:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _is_kind(value, str(field.type)):
-                raise OptionError(f"{field.name} is {value!r}, expected {KIND_WORDS[kind_of(str(field.type))]}")
+                raise OptionError(f"{field.name} is {value!r:.80}, expected {KIND_WORDS[kind_of(str(field.type))]}")
         if self.mask_token < 0:
             raise OptionError(f"mask_token is {self.mask_token}, expected an id of the vocabulary")
         if self.attention not in ATTENTION_KINDS:
@@ -219,8 +219,9 @@ def fields_of_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
     keys = (_SAMPLER_KEYS, _GGUF_KEYS)
     fields = {field: metadata[key] for each in keys for field, key in each.items() if key in metadata}
     for key, only in _SAMPLER_FIXED.items():
-        if not math.isclose(metadata.get(key, only), only, rel_tol=1e-6):
-            raise ModelFileError(f"{key} is {metadata[key]:g}, which is not supported; supported: {only:g}")
+        stated = metadata.get(key, only)
+        if not isinstance(stated, (int, float)) or not math.isclose(stated, only, rel_tol=1e-6):
+            raise ModelFileError(f"{key} is {stated!r:.80}, which is not supported; supported: {only:g}")
     for name, value in fields.items():
         if isinstance(value, list):
             fields[name] = tuple(value)

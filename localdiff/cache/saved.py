@@ -121,7 +121,7 @@ def load_prompt(path: Path, identity: Identity, vocab: int) -> SavedPrompt:
         form = header["format"]
         found = {name: header[name] for name in _SAME}
         length, state_bytes, digest = int(header["length"]), int(header["bytes"]), header["sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise ModelFileError(f"{path}: the header of the saved prompt cannot be read; remove the file") from None
     if form != _FORMAT:
         raise ModelFileError(f"{path}: a saved prompt of format {form}, expected {_FORMAT}; remove the file")

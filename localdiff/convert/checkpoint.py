@@ -37,7 +37,7 @@ class Checkpoint:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ModelFileError(f"{path}: holds a {type(fields).__name__}, expected a JSON object")

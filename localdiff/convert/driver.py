@@ -187,7 +187,10 @@ def _plan_checkpoint(
     name: str | None,
 ) -> _Plan:
     family, preset = find_family(checkpoint.config, checkpoint.origin, checkpoint.tensors)
-    fields = checkpoint.config | (checkpoint.config.get(family.section) or {})
+    section = (checkpoint.config.get(family.section) if family.section else None) or {}
+    if not isinstance(section, dict):
+        raise ModelFileError(f"{checkpoint.origin}: {family.section} is {section!r:.80}, expected an object")
+    fields = checkpoint.config | section
     config = Config(fields, checkpoint.origin)
     tensors = plain_names(family, checkpoint.tensors, source)
     description = family.describe(config, {plain: tensor.shape for plain, tensor in tensors.items()})

@@ -7,6 +7,7 @@ llama.cpp's, and so are the layouts: what its converter permutes, stacks or cuts
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,7 @@ class Config:
 
     def real(self, name: str, absent: float | None = None) -> float:
         found = self.value(name, absent)
-        if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found < float("inf"):
+        if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found <= sys.float_info.max:
             raise ModelFileError(f"{self._origin}: {name} is {found!r}, expected a number above 0")
         return float(found)
 

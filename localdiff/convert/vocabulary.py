@@ -8,7 +8,6 @@ JSON says, so readers should prefer the JSON; what the arrays leave out becomes 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,14 +86,20 @@ def vocabulary_metadata(
 ) -> tuple[dict[str, Any], list[str]]:
     """The metadata and notices. `rows` is the number of embedding rows; rows without a token become unused `[PAD]`s."""
     try:
-        tokenizer = json.loads(files.text)
-        kind = _kind(tokenizer)
-        described = _KINDS[kind](tokenizer) if kind in _KINDS else None
-        vocab = {} if described is None else described.vocab
-        added: list[dict[str, Any]] = tokenizer.get("added_tokens") or []
-        tokens, types = _tokens(files.origin, vocab, added, rows) if vocab else ([], [])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, binascii.Error) as error:
-        raise ModelFileError(f"{files.origin}: is not a tokenizer.json: {error!r}") from None
+        return _metadata(files, model_config, rows)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise ModelFileError(f"{files.origin}: is not a tokenizer.json: {error!r:.300}") from None
+
+
+def _metadata(
+    files: TokenizerFiles, model_config: Mapping[str, Any], rows: int
+) -> tuple[dict[str, Any], list[str]]:
+    tokenizer = json.loads(files.text)
+    kind = _kind(tokenizer)
+    described = _KINDS[kind](tokenizer) if kind in _KINDS else None
+    vocab = {} if described is None else described.vocab
+    added: list[dict[str, Any]] = tokenizer.get("added_tokens") or []
+    tokens, types = _tokens(files.origin, vocab, added, rows) if vocab else ([], [])
     if described is None or not vocab:
         raise ModelFileError(
             f"{files.origin}: tokenizer model {kind if vocab or described is None else 'without tokens'}, which is not "

@@ -39,12 +39,13 @@ class Facts:
 
 
 def facts_of(metadata: Mapping[str, Any]) -> Facts:
-    """From the metadata of a file; what it lacks counts as 0, lists by layer by their first element."""
+    """From the metadata of a file; what it lacks or says oddly counts as 0, lists by layer by their first element."""
     arch = str(metadata.get("general.architecture", ""))
 
     def number(key: str, absent: int) -> int:
         value = metadata.get(f"{arch}.{key}", absent)
-        return int(value[0] if isinstance(value, list) else value)
+        first = value[0] if isinstance(value, list) and value else value
+        return first if isinstance(first, int) else absent
 
     heads = number("attention.head_count", 0)
     kv_heads = number("attention.head_count_kv", heads)

@@ -36,8 +36,8 @@ _WORD_LENGTH = 100  # characters; longer words are unknown to every published Wo
 def from_ggml(metadata: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary of `tokenizer.ggml.*`; ModelFileError where it is damaged or of a kind that is not supported."""
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in _KINDS:
-        found = "has no tokenizer.ggml.model" if kind is None else f"has a tokenizer of kind {kind!r}"
+    if not isinstance(kind, str) or kind not in _KINDS:
+        found = "has no tokenizer.ggml.model" if kind is None else f"has a tokenizer of kind {kind!r:.80}"
         raise ModelFileError(
             f"the file {found}, expected 'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE), 'gemma4' (BPE with "
             "bytes), 'bert' (WordPiece), 't5' (Unigram) or a tokenizer.huggingface.json; convert the model again with "
@@ -65,10 +65,10 @@ def _byte_level(metadata: Mapping[str, Any], texts: list[str], types: list[int])
     import tokenizers
 
     name = metadata.get("tokenizer.ggml.pre", "default")
-    row = BY_NAME.get(name)
+    row = BY_NAME.get(name) if isinstance(name, str) else None
     if row is None:
         raise ModelFileError(
-            f"tokenizer.ggml.pre is {name!r}, expected one of {', '.join(sorted(BY_NAME))}; "
+            f"tokenizer.ggml.pre is {name!r:.80}, expected one of {', '.join(sorted(BY_NAME))}; "
             "convert the model with localdiff convert, which also writes tokenizer.huggingface.json"
         )
     if metadata.get("tokenizer.ggml.add_space_prefix", False) is True:

@@ -295,7 +295,9 @@ def _role(metadata: Mapping[str, Any], keys: Iterable[str], size: int) -> int | 
         return None
     token = metadata[key]
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
-        raise ModelFileError(f"{key} is {token!r}, expected a token id from 0 to {size - 1}; convert the model again")
+        raise ModelFileError(
+            f"{key} is {token!r:.80}, expected a token id from 0 to {size - 1}; convert the model again"
+        )
     return token
 
 
