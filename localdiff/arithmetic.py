@@ -1,9 +1,9 @@
 """Which arithmetic a model's quantised weights are run in: exact, or fast where that costs next to nothing.
 
-Fast arithmetic (csrc/cpu/fold.h) is faster on some kernel rows only, and rounds weights and activations once more. What
-that does to a model cannot be read off its weights, since outliers of the activations decide, so it is measured: one
-canvas of a known text with every second token masked goes through both, and the mean Kullback-Leibler divergence of the
-masked rows,
+Fast arithmetic (csrc/cpu/fold.h) is faster on some kernel rows only, and rounds weights and activations once more. On a
+GPU its speed is not known, so it has to be asked for there. What that rounding does to a model cannot be read off its
+weights, since outliers of the activations decide, so it is measured: one canvas of a known text with every second token
+masked goes through both, and the mean Kullback-Leibler divergence of the masked rows,
     D = mean_p sum_v P_exact(v | p) * log(P_exact(v | p) / P_fast(v | p))        [nats]
 must stay within BOUND. The answer is kept for the next load, in the user's cache, by the content of the file.
 """
@@ -40,6 +40,7 @@ TEXT = (
     'stones at the ice. "It will not break," said the tallest of them. "We have tried since seven o\'clock." The woman '
     "smiled, for in 1929 she had said the same, and had fallen in."
 )
+ON_GPU = "fast arithmetic has not been timed on a GPU, ask for it with math fast"
 _SAMPLE = 1 << 20  # bytes of either end of a file that tell it from others
 _MOST_KEPT = 500
 
@@ -75,6 +76,8 @@ def decide(
     """
     if math != "auto":
         return Arithmetic(math, None, "as asked for")
+    if engine.info.isa.startswith("sm_"):
+        return Arithmetic("exact", None, ON_GPU)
     if engine.info.isa not in FASTER:
         return Arithmetic("exact", None, f"fast arithmetic gains nothing on kernel row {engine.info.isa}")
     if spec is None:

@@ -271,8 +271,6 @@ def test_what_the_plugin_refuses(files: FamilyFiles, tmp_path: Path) -> None:
         EngineModel(file, device=PLUGIN, isa="scalar")
     with open_model(path).session(slot_length=4) as session, pytest.raises(EngineError, match="on the processor"):
         session.observe()
-    with pytest.raises(OptionError, match="exact arithmetic only"):
-        open_model(path).session(slot_length=4, math="fast")
     planned = open_model(path, plan=True)
     assert planned.plan(slot_length=8) > 0
     with pytest.raises(OptionError, match="opened to plan"):

@@ -98,9 +98,11 @@ struct Layout {
       buffers[i] = arena.take<float>(s.rows_of(which), s.width_of(which));
     }
     made = arena.take<float>(inputs, s.max_k);
-    const size_t blocks = (s.max_k + 31) / 32;
-    quantised = {arena.take<int8_t>(inputs, blocks * 32), arena.take<float>(inputs, blocks),
-                 arena.take<uint32_t>(inputs, blocks)};
+    quantised.size = s.math == Math::fast ? cuda::kGroup : 32;
+    const size_t blocks = quantised.blocks(s.max_k);
+    quantised.q = arena.take<int8_t>(inputs, (s.max_k + 31) / 32 * 32);
+    quantised.scale = arena.take<float>(inputs, blocks);
+    quantised.sums = arena.take<uint32_t>(inputs, blocks);
     const int most_n =
         std::max({s.vocab, s.expert_dim, s.max_k, *std::max_element(std::begin(s.width), std::end(s.width))});
     form_bytes = form_scratch(form_type, most_n, s.max_k);

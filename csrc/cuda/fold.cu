@@ -1,11 +1,10 @@
 // Fast arithmetic (cpu/fold.h): weights of any type of integers folded to bytes with one scale per group of 128 values, the
-// same bits as every kernel row of the processor. Not here: where the copies lie (forms.cu).
-#include "cuda/product.h"
+// same as on the processor, and their products with rows in int8 by groups on tensor cores, y = fma(scale * dot, row scale,
+// y) over groups ascending, bit for bit the processor's whatever the tile. Not here: where the copies lie (forms.cu).
+#include "cuda/tiles.h"
 
 namespace ld::cuda {
 namespace {
-
-constexpr int kThreads = 256;
 
 // Sixteen bits of an integer, or zeros of what is none.
 __device__ inline int16_t low_half(float x) { return static_cast<int16_t>(static_cast<int>(rintf(x))); }
@@ -56,7 +55,102 @@ __global__ void fold_kernel(Source source, uint8_t* to, size_t step) {
   }
 }
 
+// While a tile is multiplied the next one is on its way to the other half of x and w. Sums of a group are below 2^21.
+template <class Tile>
+__global__ void __launch_bounds__(kThreads) folded_kernel(Product p, Rows rows) {
+  constexpr int kDepth = Tile::kBlocks * kBlock, kCopies = kDepth / 16;  // values of k at a time; copies of a line
+  constexpr int kLines = kThreads / kCopies;                              // that are copied at a time
+  static_assert(kGroup % kDepth == 0 && Tile::kRows + Tile::kColumns <= kThreads, "a thread brings one scale");
+  alignas(16) __shared__ uint32_t x[2][Tile::kRows][Tile::kPitch], w[2][Tile::kColumns][Tile::kPitch];
+  __shared__ float w_scale[2][Tile::kColumns], x_scale[2][Tile::kRows];  // of this group and of the one before
+  const Share share = rows.share(p);
+  const int row0 = share.first + static_cast<int>(blockIdx.y) * Tile::kRows;
+  const int column0 = static_cast<int>(blockIdx.x) * Tile::kColumns;
+  if (row0 >= share.last) return;  // the whole block
+  const int thread = threadIdx.x, k = p.w.k, n = p.w.n;
+  const int row_count = min(Tile::kRows, share.last - row0), column_count = min(Tile::kColumns, n - column0);
+  const Mine<Tile> mine(thread);
+
+  // What the thread brings: sixteen bytes of some lines, and the scale of a column or of a row.
+  const int line = thread / kCopies, at = thread % kCopies * 16;
+  constexpr int kRowCopies = (Tile::kRows + kLines - 1) / kLines, kColumnCopies = Tile::kColumns / kLines;
+  const int8_t* x_from[kRowCopies];
+  LD_UNROLL for (int i = 0; i < kRowCopies; ++i) {
+    const int row = line + i * kLines;
+    x_from[i] = p.quantised.q + (row < row_count ? rows.input(row0 + row) * k + at : 0);
+  }
+  const uint8_t* w_from = share.data + static_cast<size_t>(column0) * k;
+  const auto copy = [&](int first, int half) {
+    const bool within = first + at < k;
+    LD_UNROLL for (int i = 0; i < kRowCopies; ++i) {
+      const int row = line + i * kLines;
+      const bool present = within && row < row_count;
+      if (row < Tile::kRows) copy_sixteen(&x[half][row][at / 4], x_from[i] + (present ? first : 0), present);
+    }
+    LD_UNROLL for (int i = 0; i < kColumnCopies; ++i) {
+      const int column = line + i * kLines;
+      const bool present = within && column < column_count;
+      const size_t offset = present ? static_cast<size_t>(column) * k + first + at : 0;
+      copy_sixteen(&w[half][column][at / 4], w_from + offset, present);
+    }
+  };
+  const float* scale_from = nullptr;
+  int scale_step = 1, scale_row = thread - Tile::kColumns;
+  if (thread < column_count) {
+    scale_from = reinterpret_cast<const float*>(share.data + static_cast<size_t>(n) * k) + column0 + thread;
+    scale_step = n;
+  } else if (scale_row >= 0 && scale_row < row_count) {
+    scale_from = p.quantised.scale + rows.input(row0 + scale_row) * p.quantised.blocks(k);
+  }
+  const auto scale_of = [&](int group) {
+    return scale_from != nullptr ? scale_from[static_cast<size_t>(group) * scale_step] : 0;
+  };
+
+  float sum[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
+  int32_t dot[Tile::kRowTiles][Tile::kColumnTiles][4];
+  copy(0, 0);
+  float next_scale = scale_of(0);
+  for (int first = 0, half = 0; first < k; first += kDepth, half = 1 - half) {
+    const int group = first / kGroup, end = first + kDepth;
+    if (first % kGroup == 0) {
+      if (thread < Tile::kColumns) w_scale[group % 2][thread] = next_scale;
+      if (scale_row >= 0 && scale_row < Tile::kRows) x_scale[group % 2][scale_row] = next_scale;
+      LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c)
+          LD_UNROLL for (int i = 0; i < 4; ++i) dot[r][c][i] = kSumZero;
+    }
+    wait_copies();
+    __syncthreads();  // and the other half has been read
+    if (end < k) {
+      copy(end, 1 - half);
+      if (end % kGroup == 0) next_scale = scale_of(end / kGroup);
+    }
+    LD_UNROLL for (int block = 0; block < Tile::kBlocks; ++block) {
+      uint32_t b[Tile::kColumnTiles][2];
+      mine.weights(w[half], block, b);
+      LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
+        uint32_t a[4];
+        mine.rows(x[half], block, r, a);
+        LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) multiply_bytes(dot[r][c], a, b[c]);
+      }
+    }
+    if (end % kGroup != 0 && end < k) continue;
+    LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c)
+        LD_UNROLL for (int i = 0; i < 4; ++i) {
+      const float t = sum_of(dot[r][c][i]) * w_scale[group % 2][mine.column(c, i)];
+      sum[r][c][i] = fmaf(t, x_scale[group % 2][mine.row(r, i)], sum[r][c][i]);
+    }
+  }
+  mine.put(p, row0, share.last, column0, sum);
+}
+
 }  // namespace
+
+void multiply_folded(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts) {
+  with_tiles(most_rows, [&]<class Tile>() {
+    const dim3 grid(parts(product.w.n, Tile::kColumns), parts(most_rows, Tile::kRows), experts);
+    LD_LAUNCH((folded_kernel<Tile>), grid, kThreads, stream, product, rows);
+  });
+}
 
 void fold(cudaStream_t stream, const Source& source, uint8_t* to, size_t step) {
   const size_t groups = static_cast<size_t>(source.columns) * ((source.w.k + kGroup - 1) / kGroup);

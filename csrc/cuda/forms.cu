@@ -1,3 +1,5 @@
+// Where copies of weights in another form lie, and products that read them. A session asks for a copy once and remembers the
+// answer: graphs that it recorded keep reading what they read. Nothing is allocated or waited for while a step is recorded.
 #include "cuda/forms.h"
 
 #include "cuda/context.h"
@@ -6,7 +8,11 @@ namespace ld {
 namespace {
 
 // Of the parts that are made in scratch; a part stays in the cache of a large GPU until it is multiplied.
+#ifdef LD_CUDA_EMULATED
+constexpr size_t kPartBytes = 8 << 10;  // so that small models have parts
+#else
 constexpr size_t kPartBytes = size_t{32} << 20;
+#endif
 constexpr int kPartColumns = 128;  // parts of a matrix are multiples of it: whole tiles
 
 // What one product reads: columns [column, column + w.n) of experts [expert, expert + experts), at data[e] or, where that
@@ -81,7 +87,10 @@ std::optional<TensorType> session_form(const Device&, Math math) {
 }
 
 size_t form_bytes(TensorType form, size_t n, size_t k) {
-  if (form == TensorType::i8) return n * k + (k + cuda::kGroup - 1) / cuda::kGroup * n * sizeof(float);
+  constexpr size_t kLine = 16;  // that of experts begin with
+  if (form == TensorType::i8) {
+    return (n * k + (k + cuda::kGroup - 1) / cuda::kGroup * n * sizeof(float) + kLine - 1) / kLine * kLine;
+  }
   refuse(LD_INTERNAL, "weights have no such form");
 }
 

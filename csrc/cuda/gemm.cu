@@ -1,6 +1,7 @@
 // Matrix products with weights as they lie in the file: each tile of weights is decoded to shared memory once and used for
 // all rows of the block. Two kernels here: float32 on the ordinary cores for weights in floats, which keeps their
-// precision, and bfloat16 tensor cores for quantised ones; int8.cu has a third. No split along k: a row's sum does not depend on how many rows there are.
+// precision, and bfloat16 tensor cores for quantised ones; int8.cu has a third, fold.cu one for folded weights. No split
+// along k: a row's sum does not depend on how many rows there are.
 #include "cuda/product.h"
 
 namespace ld::cuda {
@@ -101,6 +102,7 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Product p, Rows rows) 
 }
 
 void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts, Cores cores) {
+  if (product.w.type == TensorType::i8) return multiply_folded(stream, product, rows, most_rows, experts);
   with_format(product.w.type, [&]<class Format>() {
     if constexpr (Format::kInteger) {
       if (cores == Cores::int8) return multiply_int8(stream, product, rows, most_rows, experts);

@@ -2,16 +2,15 @@
 // memory, rows are int8 by blocks of 32, and a block's int32 sum is scaled and added in float32 in the order of
 // cpu/gemm.h's exact arithmetic, so that a result is the same bit for bit as the processor's and whatever the tile. Three
 // shapes of tile, by the number of rows; none splits k. Not here: what reads a block of the file (decode.h).
-#include "cuda/product.h"
+#include "cuda/tiles.h"
 
 namespace ld::cuda {
 namespace {
 
-constexpr int kBlock = 32, kWords = kBlock / 4;  // values and words of a block
-constexpr int kThreads = 256;
-
-// A lane takes four values, eight lanes a block.
+// A lane takes four values, kSize / 4 lanes a block or, of kGroup values, a group.
+template <int kSize>
 __global__ void quantise_kernel(const float* x, ptrdiff_t stride, int k, Quantised out) {
+  constexpr int kLanes = kSize / 4;
   const int row = static_cast<int>(blockIdx.x);
   const float* from = x + row * stride;
   const int padded = (k / 4 + kThreads - 1) / kThreads * kThreads;  // whole warps take part in shuffles
@@ -23,7 +22,7 @@ __global__ void quantise_kernel(const float* x, ptrdiff_t stride, int k, Quantis
       if (mine) values[j] = from[four * 4 + j];
       largest = max(largest, bits_of(values[j]) & 0x7fffffffu);
     }
-    for (int step = 1; step < kWords; step *= 2) largest = max(largest, __shfl_xor_sync(kWholeWarp, largest, step));
+    for (int step = 1; step < kLanes; step *= 2) largest = max(largest, __shfl_xor_sync(kWholeWarp, largest, step));
     const float most = float_from_bits(largest);
     const bool finite = largest < 0x7f800000u, tiny = most < 0x1p-100f;
     const float inverse = finite && !tiny ? 127.0f / most : 0.0f;
@@ -34,36 +33,18 @@ __global__ void quantise_kernel(const float* x, ptrdiff_t stride, int k, Quantis
       word |= static_cast<uint32_t>(static_cast<uint8_t>(q)) << 8 * j;
       sum += q;
     }
-    for (int step = 1; step < kWords / 2; step *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, step);
-    const int other = __shfl_xor_sync(kWholeWarp, sum, kWords / 2);
+    const ptrdiff_t at = row * out.blocks(k) + four / kLanes;
+    if constexpr (kSize == kBlock) {
+      for (int step = 1; step < kLanes / 2; step *= 2) sum += __shfl_xor_sync(kWholeWarp, sum, step);
+      const int other = __shfl_xor_sync(kWholeWarp, sum, kLanes / 2);
+      if (mine && four % kLanes == 0)
+        out.sums[at] = (static_cast<uint32_t>(sum) & 0xffff) | static_cast<uint32_t>(other) << 16;
+    }
     if (!mine) continue;
     memcpy(out.q + static_cast<ptrdiff_t>(row) * k + four * 4, &word, 4);
-    if (four % kWords == 0) {
-      const ptrdiff_t at = static_cast<ptrdiff_t>(row) * (k / kBlock) + four / kWords;
-      out.scale[at] = !finite ? NAN : tiny ? 0.0f : most / 127.0f;
-      out.sums[at] = (static_cast<uint32_t>(sum) & 0xffff) | static_cast<uint32_t>(other) << 16;
-    }
+    if (four % kLanes == 0) out.scale[at] = !finite ? NAN : tiny ? 0.0f : most / 127.0f;
   }
 }
-
-// Eight warps, kDown by 8 / kDown, each with kRowTiles by kColumnTiles tiles of 16 x 8. Each thread unpacks one block of
-// weights at a time.
-template <int kDown, int kRowTiles_, int kColumnTiles_>
-struct Tiles {
-  static constexpr int kAcross = kThreads / kWarp / kDown, kRowTiles = kRowTiles_, kColumnTiles = kColumnTiles_;
-  static constexpr int kRows = kDown * kRowTiles * 16, kColumns = kAcross * kColumnTiles * 8;
-  static constexpr int kBlocks = kThreads / kColumns;  // of 32 values of k at a time
-  static constexpr int kPitch = kBlocks * kWords + 4;  // words; fragments are read without bank conflicts
-};
-using LargeTiles = Tiles<2, 4, 4>;   // 128 x 128
-using MediumTiles = Tiles<2, 2, 2>;  // 64 x 64
-using SmallTiles = Tiles<1, 1, 1>;   // 16 x 64
-
-// int32 sums begin here, which makes their bits those of a float: 1.5 * 2^23 plus the sum, as long as it is below 2^22.
-constexpr int32_t kSumZero = 0x4b400000;
-constexpr float kFloatZero = 12582912.0f;
-
-__device__ inline float sum_of(int32_t bits) { return float_from_bits(static_cast<uint32_t>(bits)) - kFloatZero; }
 
 // What a thread has read of a tile, on its way to shared memory: one block of weights, and a block's scale of the rows. The
 // rows' bytes are copied by the hardware.
@@ -113,9 +94,8 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
   const int row0 = share.first + static_cast<int>(blockIdx.y) * Tile::kRows;
   const int column0 = static_cast<int>(blockIdx.x) * Tile::kColumns;
   if (row0 >= share.last) return;  // the whole block
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp, group = lane / 4, within = lane % 4;
-  const int warp_row = warp / Tile::kAcross * Tile::kRowTiles * 16;
-  const int warp_column = warp % Tile::kAcross * Tile::kColumnTiles * 8;
+  const int thread = threadIdx.x;
+  const Mine<Tile> mine(thread);
   const int blocks = p.w.k / kBlock, row_count = min(Tile::kRows, share.last - row0);
   // Of w the thread brings one block of a column, of the rows' scales one of a row.
   const int w_column = thread / Tile::kBlocks, w_block = thread % Tile::kBlocks;
@@ -156,15 +136,11 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
     if (first + Tile::kBlocks < blocks) fetch(first + Tile::kBlocks, 1 - half);
     for (int block = 0; block < count; ++block) {
       uint32_t b[Tile::kColumnTiles][2];
-      LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
-        const uint32_t* from = w[warp_column + c * 8 + group] + block * kWords + within;
-        b[c][0] = from[0];
-        b[c][1] = from[4];
-      }
+      mine.weights(w, block, b);
       LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
-        const int row = warp_row + r * 16 + group;
-        const uint32_t *upper = x[half][row] + block * kWords + within, *lower = upper + 8 * Tile::kPitch;
-        const uint32_t a[4] = {upper[0], lower[0], upper[4], lower[4]};
+        uint32_t a[4];
+        mine.rows(x[half], block, r, a);
+        const int row = mine.row(r, 0);
         const float scales[2] = {x_scale[block][row], x_scale[block][row + 8]};
         LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
           int32_t dot[kParts][4];
@@ -175,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
             multiply_bytes(dot[0], a[0], a[1], b[c][0]);
             multiply_bytes(dot[1], a[2], a[3], b[c][1]);
           }
-          const int column = warp_column + c * 8 + within * 2;
+          const int column = mine.column(c, 0);
           LD_UNROLL for (int i = 0; i < 4; ++i) {
             float& y = sum[r][c][i];
             float t = sum_of(dot[0][i]) * w_scale[block * kParts][column + i % 2];
@@ -193,38 +169,28 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
     }
     __syncthreads();  // the tile has been read
   }
-  LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c)
-      LD_UNROLL for (int i = 0; i < 4; ++i) {
-    const int row = row0 + warp_row + r * 16 + group + i / 2 * 8;
-    const int column = column0 + warp_column + c * 8 + within * 2 + i % 2;
-    if (row < share.last && column < p.w.n) put(p, row, column, sum[r][c][i]);
-  }
-}
-
-template <class Tile>
-void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts) {
-  const dim3 grid(parts(product.w.n, Tile::kColumns), parts(most_rows, Tile::kRows), experts);
-  with_format(product.w.type, [&]<class Format>() {
-    if constexpr (Format::kInteger) {
-      LD_LAUNCH((int8_kernel<Format, Tile>), grid, kThreads, stream, product, rows);
-    }
-  });
+  mine.put(p, row0, share.last, column0, sum);
 }
 
 }  // namespace
 
 void quantise(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, const Quantised& out) {
-  LD_LAUNCH(quantise_kernel, dim3(rows), kThreads, stream, x, stride, k, out);
+  if (out.size == kGroup) {
+    LD_LAUNCH((quantise_kernel<kGroup>), dim3(rows), kThreads, stream, x, stride, k, out);
+  } else {
+    LD_LAUNCH((quantise_kernel<kBlock>), dim3(rows), kThreads, stream, x, stride, k, out);
+  }
 }
 
 void multiply_int8(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts) {
-  if (most_rows <= SmallTiles::kRows) {
-    launch<SmallTiles>(stream, product, rows, most_rows, experts);
-  } else if (most_rows <= MediumTiles::kRows) {
-    launch<MediumTiles>(stream, product, rows, most_rows, experts);
-  } else {
-    launch<LargeTiles>(stream, product, rows, most_rows, experts);
-  }
+  with_tiles(most_rows, [&]<class Tile>() {
+    const dim3 grid(parts(product.w.n, Tile::kColumns), parts(most_rows, Tile::kRows), experts);
+    with_format(product.w.type, [&]<class Format>() {
+      if constexpr (Format::kInteger) {
+        LD_LAUNCH((int8_kernel<Format, Tile>), grid, kThreads, stream, product, rows);
+      }
+    });
+  });
 }
 
 }  // namespace ld::cuda

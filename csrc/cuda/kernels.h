@@ -34,17 +34,21 @@ void scale(cudaStream_t stream, float* x, size_t count, float factor);
 void cap(cudaStream_t stream, float* x, size_t count, float bound);
 
 // ---- int8.cu ----
-// Rows in int8 by blocks of 32, as cpu/gemm.h's exact arithmetic has them: q[i] * scale[i / 32] is about x[i]. The sums of
-// q of the first 16 and of the last 16 of a block are the halves of a word.
+// Rows in int8, q[i] * scale[i / size] is about x[i]: by blocks of 32 as cpu/gemm.h's exact arithmetic has them, or by
+// groups of 128 as fast arithmetic has (cpu/fold.h). The sums of q of the first 16 and of the last 16 of a block are the
+// halves of a word; groups have none.
 struct Quantised {
   int8_t* q;       // [rows][k], 16-byte aligned
-  float* scale;    // [rows][k / 32]
-  uint32_t* sums;  // [rows][k / 32]
+  float* scale;    // [rows][blocks]
+  uint32_t* sums;  // [rows][blocks]
+  int size = 32;   // of a block, or kGroup
+  constexpr ptrdiff_t blocks(int k) const { return (k + size - 1) / size; }
   // From row `first` on.
   Quantised from(ptrdiff_t first, int k) const {
-    return {q + first * k, scale + first * (k / 32), sums + first * (k / 32)};
+    return {q + first * k, scale + first * blocks(k), sums + first * blocks(k), size};
   }
 };
+constexpr int kGroup = 128;
 // k is a multiple of 32.
 void quantise(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, const Quantised& out);
 
@@ -87,7 +91,6 @@ struct Source {
 };
 // Folds weights of integers as cpu/fold.h says, those of expert e to to + e * step: signed bytes [columns][k], then the
 // scales of groups, float32 [ceil(k / 128)][columns].
-constexpr int kGroup = 128;
 void fold(cudaStream_t stream, const Source& source, uint8_t* to, size_t step);
 
 // ---- attention.cu ----

@@ -144,8 +144,8 @@ size_t plan(const Device* device, const ContextShape& shape) {
 
 Context* create(Device* device, const ContextShape& shape) {
   if (device->plan) refuse(LD_INVALID, "the model was opened to plan its memory; open it without that to compute");
-  if (shape.math == Math::fast)
-    refuse(LD_INVALID, "math is fast, and the GPU has exact arithmetic only; use math exact or auto");
+  if (shape.math == Math::fast && device->cores != cuda::Cores::int8)
+    refuse(LD_INVALID, "math is fast, which has int8 products, and LOCALDIFF_CUDA_PRODUCTS asks for others; leave one out");
   device->copies.make_room(plan(device, shape));
   return new Context(device, shape);
 }

@@ -184,7 +184,7 @@ LD_API ld_status ld_model_get_memory(const ld_model *model, ld_model_memory *out
 typedef struct ld_session ld_session;
 
 /* Arithmetic of quantised weights. Exact: int8 products in the file's own blocks, inputs rounded per 32 values. Fast:
- * weights are rounded to int8 once more, with one scale per output channel, inputs per 128 values. */
+ * weights are rounded to int8 once more, with one scale per 128 values, as inputs are. */
 #define LD_MATH_EXACT 0
 #define LD_MATH_FAST 1
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "llamacpp")  # of devices.py, which takes the engine with it
 DEVICE_HELP = "where to compute; llamacpp: in llama.cpp (Apple's and AMD's GPUs), without caches (default auto)"
-MATH_HELP = "arithmetic of quantised weights; auto: fast where it hardly changes the output (default auto)"
+MATH_HELP = "arithmetic of quantised weights; auto: fast where it hardly changes it, exact on a GPU (default auto)"
 LORA = click.option("--lora", multiple=True, metavar="FILE[=SCALE]", help="GGUF adapter to apply; may be repeated")
 DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", help=DEVICE_HELP)
 GPU_LAYERS = click.option(

@@ -185,8 +185,11 @@ def _memory(file: Path, lora: Sequence[str]) -> dict[str, Any]:
 
 def _arithmetic(files: Sequence[tuple[Path, float]]) -> str:
     """What `--math auto` does with quantised weights of a model and its adapters, as far as it was measured."""
-    from ..arithmetic import fingerprint, judge, recall
+    from ..arithmetic import ON_GPU, fingerprint, judge, recall
+    from ..devices import choose
 
+    if choose("auto").name == "cuda":
+        return f"exact: {ON_GPU}"
     divergence = recall(fingerprint(files))
     if divergence is None:
         return "measured when the model first generates"

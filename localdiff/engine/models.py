@@ -40,7 +40,7 @@ class ModelInfo:
 @dataclass(frozen=True)
 class ModelMemory:
     """Bytes: packed weights in whole pages; tables that stay in the file; the most that opening takes at one time;
-    weights in the memory of a GPU, which the others leave out."""
+    weights in the memory of a GPU, which the others leave out, with the copies that fast arithmetic made so far."""
 
     weights: int
     tables: int
@@ -98,7 +98,7 @@ class EngineModel(Closable):
         values.update(feedback=bool(raw.feedback))
         return ModelInfo(**values)
 
-    @functools.cached_property
+    @property
     def memory(self) -> ModelMemory:
         raw = new_struct("ld_model_memory")
         check(library().ld_model_get_memory(self._handle.pointer(), raw))

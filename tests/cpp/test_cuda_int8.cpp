@@ -1,9 +1,11 @@
 // Int8 products of the GPU, run by the emulator: the fragments of each tensor-core instruction against PTX's tables, rows
-// as the processor quantises them, and every type at odd shapes bit for bit what the scalar row of kernels computes.
+// as the processor quantises them, and every type at odd shapes, in exact and in fast arithmetic, bit for bit what the scalar
+// row of kernels computes.
 // Not tested here: whether a GPU's instruction does what its emulation does.
 #include <cstring>
 #include <vector>
 
+#include "cpu/fold.h"
 #include "cuda/kernels.h"
 #include "gemm_tools.h"
 #include "test.h"
@@ -12,11 +14,18 @@ using namespace ld;
 
 namespace {
 
+template <class T>
+T* aligned(T* at) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(at) + 15) / 16 * 16);
+}
+
 // Rows in device memory, which the emulator's is.
 struct QuantisedRows {
-  QuantisedRows(const std::vector<float>& x, ptrdiff_t stride, int k, int rows)
-      : q(static_cast<size_t>(rows) * k + 16), scale(static_cast<size_t>(rows) * (k / 32)), sums(scale.size()) {
-    at = {reinterpret_cast<int8_t*>((reinterpret_cast<uintptr_t>(q.data()) + 15) / 16 * 16), scale.data(), sums.data()};
+  QuantisedRows(const std::vector<float>& x, ptrdiff_t stride, int k, int rows, int size)
+      : q(static_cast<size_t>(rows) * k + 16),
+        scale(static_cast<size_t>(rows) * ((k + size - 1) / size)),
+        sums(scale.size()) {
+    at = {aligned(q.data()), scale.data(), sums.data(), size};
     cuda::quantise(nullptr, x.data(), stride, k, rows, at);
   }
   std::vector<int8_t> q;
@@ -25,13 +34,14 @@ struct QuantisedRows {
   cuda::Quantised at;
 };
 
-// y of the processor's scalar kernels, in exact arithmetic.
+// y of the processor's scalar kernels.
 std::vector<float> expected_of(const Matrix& matrix, const std::vector<float>& x, int stride, int rows,
-                               const float* bias, std::vector<float> y, int y_stride, bool add) {
+                               const float* bias, std::vector<float> y, int y_stride, bool add, Math math) {
   const Ops& ops = cpu_ops();
   Device* device = ops.open({"scalar", 1});
   Weight* weight = ops.pack(device, matrix.tensor(), Use::multiply);
   ContextShape shape{};
+  shape.math = math;
   const KvShape kv{1, 1};
   shape.threads = shape.slots = shape.slot_length = shape.heads = shape.vocab = shape.layers = 1;
   shape.kv = &kv;
@@ -49,6 +59,41 @@ std::vector<float> expected_of(const Matrix& matrix, const std::vector<float>& x
 cuda::Matrix on_device(const Matrix& matrix) {
   return {matrix.traits->type, matrix.bytes.data(), matrix.n, matrix.k,
           static_cast<size_t>(matrix.k) / matrix.traits->block * matrix.traits->block_bytes};
+}
+
+// Channels [column, column + columns) of matrices like the first, folded, side by side.
+struct Form {
+  Form(const std::vector<const Matrix*>& matrices, int column, int columns_) : columns(columns_), k(matrices[0]->k) {
+    step = (columns * (k + (k + cuda::kGroup - 1) / cuda::kGroup * sizeof(float)) + 15) / 16 * 16;
+    bytes.resize(matrices.size() * step + 16);
+    std::vector<const uint8_t*> from;
+    for (const Matrix* matrix : matrices) from.push_back(matrix->bytes.data());
+    const int count = static_cast<int>(matrices.size());
+    cuda::fold(nullptr, {on_device(*matrices[0]), count > 1 ? from.data() : nullptr, column, columns, count},
+               aligned(bytes.data()), step);
+  }
+  const uint8_t* data() const { return aligned(bytes.data()); }
+  cuda::Matrix matrix() const { return {TensorType::i8, data(), columns, k, static_cast<size_t>(k)}; }
+  int columns, k;
+  size_t step;
+  std::vector<uint8_t> bytes;
+};
+
+void check_product(const Matrix& matrix, int rows, Math math, bool biased, bool add) {
+  const int n = matrix.n, k = matrix.k, stride = k + 3, y_stride = n + 2;
+  const auto x = random_floats(static_cast<size_t>(rows) * stride, 3), bias = random_floats(n, 4);
+  const auto before = random_floats(static_cast<size_t>(rows) * y_stride, 5);
+  const float* wanted_bias = biased ? bias.data() : nullptr;
+  const auto expected = expected_of(matrix, x, stride, rows, wanted_bias, before, y_stride, add, math);
+  const bool fast = math == Math::fast;
+  const QuantisedRows quantised(x, stride, k, rows, fast ? cuda::kGroup : 32);
+  const Form form({&matrix}, 0, n);
+  auto found = before;
+  cuda::multiply(nullptr,
+                 {fast ? form.matrix() : on_device(matrix), x.data(), stride, quantised.at, wanted_bias, found.data(),
+                  y_stride, add},
+                 rows, cuda::Cores::int8);
+  for (size_t i = 0; i < found.size(); ++i) CHECK_EQ(found[i], expected[i]);
 }
 
 // One warp's products: a [16][32] times b [32][8], by each instruction.
@@ -104,25 +149,37 @@ TEST(fragments_of_byte_products_lie_as_ptx_says) {
 }
 
 TEST(rows_are_quantised_as_on_the_processor) {
-  const int k = 1120, rows = 6, stride = k + 5;
-  auto x = random_floats(static_cast<size_t>(rows) * stride, 2);
-  for (int i = 0; i < k; ++i) x[stride + i] = i % 3 == 0 ? 1e-31f : 0;  // too small for a scale
-  x[2 * stride + 40] = NAN;
-  x[3 * stride + 700] = -INFINITY;
-  for (int i = 0; i < 32; ++i) x[4 * stride + i] = i == 7 ? 127.0f : 0.5f + static_cast<float>(i % 4);  // ties
-  const QuantisedRows found(x, stride, k, rows);
-  for (int r = 0; r < rows; ++r) {
-    std::vector<uint8_t> q(k);
-    std::vector<float> scale(k / 32), scaled(k / 32);
-    std::vector<int32_t> sum(k / 32);
-    gemm_scalar.quantize(&x[static_cast<size_t>(r) * stride], k, {q.data(), scale.data(), scaled.data(), sum.data()});
-    CHECK(memcmp(q.data(), found.at.q + r * k, k) == 0);
-    CHECK(memcmp(scale.data(), &found.scale[r * (k / 32)], scale.size() * sizeof(float)) == 0);
-    for (int b = 0; b < k / 32; ++b) {
-      const uint32_t halves = found.sums[r * (k / 32) + b];
-      CHECK_EQ(static_cast<int16_t>(halves & 0xffff) + static_cast<int16_t>(halves >> 16), sum[b]);
+  for (const int size : {32, cuda::kGroup}) {
+    const int k = 1120, rows = 6, stride = k + 5, blocks = (k + size - 1) / size;
+    auto x = random_floats(static_cast<size_t>(rows) * stride, 2);
+    for (int i = 0; i < k; ++i) x[stride + i] = i % 3 == 0 ? 1e-31f : 0;  // too small for a scale
+    x[2 * stride + 40] = NAN;
+    x[3 * stride + 700] = -INFINITY;
+    for (int i = 0; i < 128; ++i) x[4 * stride + i] = i % 32 == 7 ? 127.0f : 0.5f + static_cast<float>(i % 4);  // ties
+    const QuantisedRows found(x, stride, k, rows, size);
+    for (int r = 0; r < rows; ++r) {
+      std::vector<uint8_t> q(k);
+      std::vector<float> scale(blocks), scaled(blocks);
+      std::vector<int32_t> sum(blocks);
+      (size == 32 ? gemm_scalar.quantize : fold_scalar.quantize)(&x[static_cast<size_t>(r) * stride], k,
+                                                                 {q.data(), scale.data(), scaled.data(), sum.data()});
+      CHECK(memcmp(q.data(), found.at.q + r * k, k) == 0);
+      CHECK(memcmp(scale.data(), &found.scale[r * blocks], scale.size() * sizeof(float)) == 0);
+      for (int b = 0; size == 32 && b < blocks; ++b) {
+        const uint32_t halves = found.sums[r * blocks + b];
+        CHECK_EQ(static_cast<int16_t>(halves & 0xffff) + static_cast<int16_t>(halves >> 16), sum[b]);
+      }
     }
   }
+}
+
+TEST(parts_of_a_matrix_fold_as_the_whole) {
+  const int n = 9, k = 416;
+  const Matrix matrix(TensorType::q5_1, n, k, 1);
+  const Form whole({&matrix}, 0, n), part({&matrix}, 3, 5);
+  CHECK(memcmp(whole.data() + 3 * k, part.data(), 5 * k) == 0);
+  for (int group = 0; group < 4; ++group)
+    CHECK(memcmp(whole.data() + n * k + (group * n + 3) * 4, part.data() + 5 * k + group * 5 * 4, 5 * 4) == 0);
 }
 
 TEST(int8_products_equal_the_scalar_rows_bit_for_bit) {
@@ -130,39 +187,49 @@ TEST(int8_products_equal_the_scalar_rows_bit_for_bit) {
     if (!is_integer(type)) continue;
     const bool super = type_traits(static_cast<int32_t>(type))->block == 256;
     for (const int rows : {1, 16, 37, 130}) {
-      const int n = rows == 37 ? 131 : 70, k = super ? rows == 16 ? 512 : 256 : rows == 37 ? 160 : 96;
+      const int n = rows == 37 ? 131 : 70;
+      const int k = super ? rows == 16 ? 512 : 256 : rows == 37 ? 352 : rows == 16 ? 160 : 96;
       const Matrix matrix(type, n, k, rows);
-      const int stride = k + 3, y_stride = n + 2;
-      const auto x = random_floats(static_cast<size_t>(rows) * stride, 3), bias = random_floats(n, 4);
-      const auto before = random_floats(static_cast<size_t>(rows) * y_stride, 5);
-      const bool add = rows > 16;
-      const float* wanted_bias = rows == 1 ? nullptr : bias.data();
-      const auto expected = expected_of(matrix, x, stride, rows, wanted_bias, before, y_stride, add);
-      const QuantisedRows quantised(x, stride, k, rows);
-      auto found = before;
-      cuda::multiply(nullptr,
-                     {on_device(matrix), x.data(), stride, quantised.at, wanted_bias, found.data(), y_stride, add},
-                     rows, cuda::Cores::int8);
-      for (size_t i = 0; i < found.size(); ++i) CHECK_EQ(found[i], expected[i]);
+      for (const Math math : {Math::exact, Math::fast}) {
+        check_product(matrix, rows, math, rows > 1, rows > 16);
+      }
     }
   }
 }
 
+TEST(scales_at_the_ends_of_their_range_fold_as_on_the_processor) {
+  const int n = 3, k = 160;
+  Matrix small(TensorType::mxfp4, n, k, 1), large(TensorType::q8_0, n, k, 2), flat(TensorType::q4_1, n, k, 3);
+  for (int block = 0; block < n * k / 32; ++block) {
+    small.bytes[block * 17] = static_cast<uint8_t>(block % 3);  // scales below float's normal range
+    large.set_half(block * 34, block % 2 ? 0x7bff : 0x8001);    // 65,504 beside -2^-24
+    flat.set_half(block * 20, 0);
+    flat.set_half(block * 20 + 2, block % 2 ? 0 : 0xfbff);
+  }
+  for (const Matrix* matrix : {&small, &large, &flat}) check_product(*matrix, 2, Math::fast, false, false);
+}
+
 TEST(int8_products_of_experts_pick_their_rows) {
-  const int n = 40, k = 256, rows = 25;
+  const int n = 41, k = 256, rows = 25;
   const Matrix matrices[3] = {{TensorType::q4_k, n, k, 1}, {TensorType::q4_k, n, k, 2}, {TensorType::q4_k, n, k, 3}};
   const uint8_t* data[3] = {matrices[0].bytes.data(), matrices[1].bytes.data(), matrices[2].bytes.data()};
+  const Form form({&matrices[0], &matrices[1], &matrices[2]}, 0, n);
   const int32_t begin[4] = {0, 20, 20, rows};
   std::vector<int32_t> pick(rows);
   for (int r = 0; r < rows; ++r) pick[r] = (r * 7 + 3) % 11;
   const auto x = random_floats(11 * k, 6);
-  const QuantisedRows quantised(x, k, k, 11);
-  std::vector<float> found(rows * n), none(11 * n);
-  const cuda::Product common{on_device(matrices[0]), x.data(), k, quantised.at, nullptr, found.data(), n, false};
-  cuda::multiply_experts(nullptr, {common, data, 0, begin, pick.data(), 3}, rows, cuda::Cores::int8);
-  for (const int expert : {0, 2}) {
-    const auto expected = expected_of(matrices[expert], x, k, 11, nullptr, none, n, false);
-    for (int r = begin[expert]; r < begin[expert + 1]; ++r)
-      for (int i = 0; i < n; ++i) CHECK_EQ(found[r * n + i], expected[pick[r] * n + i]);
+  for (const Math math : {Math::exact, Math::fast}) {
+    const bool fast = math == Math::fast;
+    const QuantisedRows quantised(x, k, k, 11, fast ? cuda::kGroup : 32);
+    std::vector<float> found(rows * n), none(11 * n);
+    const cuda::Product common{
+        fast ? form.matrix() : on_device(matrices[0]), x.data(), k, quantised.at, nullptr, found.data(), n, false};
+    cuda::multiply_experts(nullptr, {common, fast ? nullptr : data, form.step, begin, pick.data(), 3}, rows,
+                           cuda::Cores::int8);
+    for (const int expert : {0, 2}) {
+      const auto expected = expected_of(matrices[expert], x, k, 11, nullptr, none, n, false, math);
+      for (int r = begin[expert]; r < begin[expert + 1]; ++r)
+        for (int i = 0; i < n; ++i) CHECK_EQ(found[r * n + i], expected[pick[r] * n + i]);
+    }
   }
 }
