@@ -6,7 +6,7 @@
 #include "cpu/vector.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
+#include "x86.h"
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -18,25 +18,7 @@ namespace {
 
 bool always() { return true; }
 
-#if defined(__x86_64__)
-// The compiler's run-time also asks the operating system whether it saves the wide registers.
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
-
-// Asked of the processor itself: compilers before GCC 13 do not know the name.
-bool has_avx_vnni() {
-  unsigned subleaves, a, b, c, d;
-  return has_avx2() && __get_cpuid_count(7, 0, &subleaves, &b, &c, &d) && subleaves >= 1 &&
-         __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
-}
-
-bool has_avx512_vnni() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #if defined(__APPLE__)
 bool has_feature(const char* name) {
   int value = 0;

@@ -10,6 +10,9 @@
 #include "encode.h"
 #include "error.h"
 #include "half.h"
+#if defined(__x86_64__)
+#include "x86.h"
+#endif
 
 namespace ld {
 namespace {
@@ -22,13 +25,8 @@ constexpr double kLeastWeight = 1e-4;
 
 const quant::EncoderTable& best_encoders() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-    return quant::encoders_avx512_vnni;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    return quant::encoders_avx2;
-  }
+  if (has_avx512_vnni()) return quant::encoders_avx512_vnni;
+  if (has_avx2()) return quant::encoders_avx2;
 #endif
   return quant::encoders_base;
 }
