@@ -43,7 +43,9 @@ def atomic_file(
             temporary.unlink()
         sync(target.parent)
     except OSError as error:
-        raise ModelFileError(f"{target}: could not be written: {error}") from error
+        # numpy tells how many values were left over, without an errno
+        reason = error.strerror or "not all of it fits on the disk"
+        raise ModelFileError(f"{target}: could not be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -240,6 +241,25 @@ def test_resuming_another_run_is_refused(options, change, sentence, tmp_path):
         change = {"data": (str(tmp_path / "b.txt"),)}
     with pytest.raises(OptionError, match=sentence):
         adapt(replace(options, resume=True, **change))
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_no_half_checkpoint(options):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # writing beyond it fails
+    try:
+        with pytest.raises(ModelFileError, match="could not be written"):
+            adapt(replace(options, steps=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list((Path(options.output) / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(("steps", "warmup", "annealing"), [(30, 6, 15), (2000, 400, 1000), (50_000, 2000, 10_000)])
+def test_short_runs_warm_up_and_open_their_attention_in_time(options, steps, warmup, annealing):
+    short = replace(options, steps=steps, warmup=None, anneal_steps=None)
+    assert (short.warmup, short.annealing) == (warmup, annealing)
+    longer = replace(short, steps=2 * steps)  # a continuation
+    assert (longer.warmup, longer.annealing) == (warmup, annealing)
 
 
 def test_a_checkpoint_of_another_version_is_refused(options):

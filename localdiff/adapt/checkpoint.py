@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..atomic import sync
@@ -50,13 +51,16 @@ class State:
 
 @contextlib.contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A fresh folder beside the target; removed unless it was renamed away."""
+    """A fresh folder beside the target; removed unless it was renamed away. ModelFileError where it cannot be filled."""
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".part-*"):  # left by a run that was killed
         shutil.rmtree(stale, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".part-", dir=parent))
     try:
         yield folder
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last one is how torch.save tells of a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+        raise ModelFileError(f"{parent}: could not be written ({reason}); is the disk full?") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

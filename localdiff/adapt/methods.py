@@ -17,7 +17,7 @@ class Method:
     shift       row i - 1 predicts token i unless told otherwise; on masked language models it never does
     bases       kinds of base it can start from: causal, masked
     settings    options that have a meaning for this method alone or for few
-    anneal      steps until attention is bidirectional unless told otherwise
+    anneal      steps until attention is bidirectional unless told otherwise, at most half of all
     pads        padding of prompts and answers is scored, so that the model learns to end an answer with it; otherwise
                 padding is neither scored nor seen
     decoder     recorded as the default of generation; None: the runtime's own

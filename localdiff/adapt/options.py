@@ -47,6 +47,7 @@ FREE_ON_RESUME = frozenset(
 
 
 _SHARE = (0, 1)
+WARMUP = 2000  # steps at most, where --warmup is not given
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ class AdaptOptions:
     accumulate: int = option("forward passes per optimiser step", 1, range=ONE_UP)
     steps: int = option("optimiser steps", 10000, range=ONE_UP)
     lr: float = option("peak learning rate", 3e-4, range=_SHARE)
-    warmup: int = option("steps over which the learning rate rises from 0", 2000, range=ZERO_UP)
+    warmup: int | None = option(
+        f"steps over which the learning rate rises from 0; default: a fifth, at most {WARMUP}", None, range=ZERO_UP
+    )
     schedule: str = option(
         "learning rate after warm-up: cosine falls to 0; wsd is constant, then falls to 0", "cosine", choices=SCHEDULES
     )
@@ -110,7 +113,9 @@ class AdaptOptions:
     beta2: float = option("AdamW beta 2", 0.999, range=(0, 0.999999))
     clip: float = option("largest gradient norm; 0: no clipping", 1.0, range=(0, 1e9))
     anneal_steps: int | None = option(
-        "steps until attention is fully bidirectional; 1: at once; default: 10000 for diffugpt", None, range=ONE_UP
+        "steps until attention is fully bidirectional; 1: at once; default for diffugpt: half, at most 10000",
+        None,
+        range=ONE_UP,
     )
     dtype: str = option("arithmetic of the forward and backward pass; weights stay f32", "bf16", choices=DTYPES)
     device: str = option("where to train; auto: a GPU where there is one", "auto", choices=DEVICES)
@@ -148,6 +153,16 @@ class AdaptOptions:
         self._check_base()
         self._check_method()
         self._check_data()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Numbers in place of the defaults that follow from the number of steps. They are kept with the run, so that a
+        continuation with other --steps goes on along the same curves."""
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", min(WARMUP, self.steps // 5))
+        row = methods.TABLE[self.method]
+        if self.anneal_steps is None and "anneal_steps" in row.settings:
+            object.__setattr__(self, "anneal_steps", min(row.anneal, max(1, self.steps // 2)))
 
     def _check_base(self) -> None:
         if (self.base is None) == (self.shape is None):
@@ -192,7 +207,7 @@ class AdaptOptions:
     @property
     def annealing(self) -> int:
         """Steps until attention is bidirectional."""
-        return methods.TABLE[self.method].anneal if self.anneal_steps is None else self.anneal_steps
+        return self.anneal_steps or 1
 
     @staticmethod
     def resumed(output: str, given: dict[str, Any]) -> AdaptOptions:

@@ -45,15 +45,16 @@ def learning_rate(step: int, options: AdaptOptions) -> float:
     """Rate of a step (0-based): a linear rise over the warm-up, then half a cosine down to 0, a constant, or a fall
     with the inverse square root of the step; or a constant and a straight fall to 0 over the last steps (wsd,
     arXiv:2404.06395): until that begins the curve does not depend on the number of steps."""
-    if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
+    warmup = options.warmup or 0
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
     if options.schedule == "constant":
         return options.lr
     if options.schedule == "inverse-sqrt":
-        return options.lr * math.sqrt(max(1, options.warmup) / (step + 1))
+        return options.lr * math.sqrt(max(1, warmup) / (step + 1))
     if options.schedule == "wsd":
         return options.lr * min(1.0, (options.steps - step) / (options.decay_steps or max(1, options.steps // 5)))
-    share = (step - options.warmup) / max(1, options.steps - options.warmup)
+    share = (step - warmup) / max(1, options.steps - warmup)
     return options.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
