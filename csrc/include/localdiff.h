@@ -2,9 +2,11 @@
  *
  * This header is the authority: the Python binding is generated from it and tests compare the two.
  *
+ *   ld_gguf *file;
  *   ld_model *model;
  *   ld_session *session;
- *   ld_model_open("model.gguf", NULL, &model);
+ *   ld_gguf_open("model.gguf", LD_ACCESS_MAP, &file);
+ *   ld_model_open(file, NULL, &model);
  *   ld_session_create(model, NULL, &session);
  *   ld_canvas canvas = {.struct_size = sizeof canvas, .tokens = ids, .length = n, .score = holes, .n_score = k,
  *                       .logit_shift = 1, .token = out};
