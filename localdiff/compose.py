@@ -25,7 +25,7 @@ from .decode.loop import Job, longer
 from .decode.refusals import unfit_for_prefixes
 from .decode.table import CONTROLS, DECODERS, decoder_name, make_decoder, settings_for
 from .engine import Float32, Proposal, Request
-from .errors import OptionError
+from .errors import OptionError, counted
 from .heal import Reach, heal
 from .infill import LENGTHS, Part, choose_lengths
 from .options import GenerateOptions
@@ -76,7 +76,7 @@ class Composer:
             options = replace(options, grow=options.grow or self.spec.canvas_length or None)
         if count > room:
             raise OptionError(
-                f"the prompt has {len(given)} tokens and {count} are to be made, but the canvas holds "
+                f"the prompt and its answer would have {len(given)} + {count} tokens, but the canvas holds "
                 f"{self.canvas_limit}; shorten the prompt or lower max_new_tokens"
             )
         continues = bool(given) and not self.tokenizer.is_special(given[-1]) and given != self._lead()
@@ -231,7 +231,8 @@ class Composer:
         size = sum(piece.length or 1 if isinstance(piece, Hole) else len(piece) for piece in pieces)
         if size > self.canvas_limit:
             raise OptionError(
-                f"the text has {size} tokens, holes included, but the canvas holds {self.canvas_limit}; shorten it"
+                f"the text has {counted(size, 'token')}, holes included, but the canvas holds {self.canvas_limit}; "
+                "shorten it"
             )
 
     def _before(self, parts: Sequence[str | Hole], index: int) -> str:
@@ -332,8 +333,9 @@ class Composer:
         block = self.spec.block_length if self.spec.attention == "block_causal" else 1
         if (len(negative) - answer) % block:
             raise OptionError(
-                f"the negative prompt has {len(negative)} tokens and the prompt {answer}, so the answer would lie in "
-                f"other blocks of the model; make them differ by a multiple of {block} tokens, or leave it out"
+                f"the negative prompt has {counted(len(negative), 'token')} and the prompt {answer}, so the answer "
+                f"would lie in other blocks of the model; make them differ by a multiple of {block} tokens, or leave it "
+                "out"
             )
         return negative
 

@@ -1,7 +1,13 @@
 """The exceptions of localdiff.
 
-Each message is one sentence that names the thing, what was found, what was expected and what to do.
+Each message is one sentence that names the thing, what was found, what was expected and what to do. counted() is for
+the numbers in them.
 """
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 token`, `2 tokens`, `12,000 tokens`: a number in a sentence; plural where it is not made with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 class LocaldiffError(Exception):

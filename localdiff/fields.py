@@ -67,5 +67,9 @@ def check_value(field: dataclasses.Field[Any], value: object, name: str | None =
         raise OptionError(f"{name} is {value!r}, expected a {'whole number' if whole else 'number'}")
     low, high = bounds
     if not low <= value <= high:
-        expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+        expected = f"{_plain(low)} or more" if high in (math.inf, MOST) else f"{_plain(low)} to {_plain(high)}"
         raise OptionError(f"{name} is {value}, expected {expected}")
+
+
+def _plain(number: float) -> float:
+    return int(number) if number == int(number) else number  # 1000000 in place of 1000000.0

@@ -22,7 +22,7 @@ from .cache.state import State, reach
 from .canvas import Hole
 from .compose import Composer, LengthLogits, token_ids
 from .engine import EngineModel, Float32, Int32, Proposal, Request, Session
-from .errors import ModelFileError, OptionError
+from .errors import ModelFileError, OptionError, counted
 from .generation import DenoiseStream, Generation, Setup
 from .infill import check_parts, parse_infill
 from .options import GenerateOptions, merge
@@ -267,7 +267,8 @@ class Model:
         tokens = given[: keepable(spec, len(given))]
         if not len(tokens):
             raise OptionError(
-                f"the prompt has {len(given)} tokens, less than a block of {spec.block_length}: nothing can be saved"
+                f"the prompt has {counted(len(given), 'token')}, less than a block of {spec.block_length}: nothing can "
+                "be saved"
             )
         saved = self._pool.prompt
         if saved is not None and np.array_equal(saved.tokens[: len(tokens)], tokens):

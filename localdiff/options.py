@@ -22,6 +22,12 @@ from .fields import ONE_UP, ZERO_UP, check_value, option
 from .profiles import PRESETS, TUNED
 
 MATH = ("auto", "exact", "fast")  # of loading, see arithmetic.py
+_OF_A_TEXT = (
+    "max_new_tokens", "grow", "temperature", "top_k", "top_p", "seed", "samples", "stop", "repetition_penalty",
+    "logit_bias", "ban", "avoid", "only", "guidance", "negative_prompt", "alternatives",
+)  # fmt: skip
+_OF_A_CACHE = ("cache", "cache_window", "cache_refresh", "report_drift")
+_OF_DECODING = ("preset", "steps", "deadline", "decoder", "threshold", "block_length")
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,19 @@ class GenerateOptions:
         asked = [name for name in CONSTRAINTS if getattr(self, name) not in (None, False)]
         if len(asked) > 1:
             raise OptionError(f"{asked[0]} and {asked[1]} exclude each other; give one of them")
+
+    @classmethod
+    def groups(cls) -> dict[str, tuple[str, ...]]:
+        """The fields under the headings that help has for them."""
+        known = {*_OF_A_TEXT, *CONSTRAINTS, *_OF_DECODING, *_OF_A_CACHE}
+        others = tuple(field.name for field in dataclasses.fields(cls) if field.name not in known)
+        return {
+            "Text": _OF_A_TEXT,
+            "Form of the text": CONSTRAINTS,
+            "Decoding": _OF_DECODING,
+            "Decoding, for single decoders": others,
+            "Cache": _OF_A_CACHE,
+        }
 
 
 def merge(options: GenerateOptions | None, named: dict[str, Any]) -> GenerateOptions:

@@ -264,12 +264,17 @@ def test_no_diffusion_record_says_which_flags_to_give(plain: Path) -> None:
         (["hello", "--diffusion", "canvas=9999"], "canvas_max is 9999"),
         (["hello", "--diffusion", "colour=red"], "colour"),
         (["hello", "--frobnicate"], "--frobnicate"),
-        (["hello", "--steps", "0"], "steps is 0"),
+        (["hello", "--steps", "0"], "--steps is 0, expected 1 or more"),
+        (["hello", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["hello", "-n", "99"], "lower --max-new-tokens"),
+        (["hello", "--stop"], "See localdiff run --help"),
+        (["hello", "--report-drift"], "--report-drift says how far a cache is off"),
         (["hello", "--steps", "two"], "'two'"),
         (["hello", "--temperature", "-1"], "temperature is -1"),
         (["hello", "--temperature", "nan"], "temperature is nan"),
         (["hello", "--decoder", "magic"], "magic"),
-        (["hello", "--decoder", "topk", "--threshold", "0.5"], "threshold"),
+        (["hello", "--decoder", "topk", "--threshold", "0.5"], "no option --threshold; it takes steps; decoders with"),
+        (["hello", "--ban", "max_new_tokens is"], "--ban names 'max_new_tokens is'"),
         (["hello", "--isa", "abacus"], "abacus"),
         (["hello", "--threads", "0"], "threads is 0"),
         (["hello", "--device", "cuda"], "cuda"),
@@ -315,6 +320,18 @@ def test_other_commands_refuse_in_one_sentence(
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     failure(localdiff(*arguments, cwd=folder), code)
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}, "nothing is written"
+
+
+def test_a_command_that_does_not_exist_is_answered_with_the_nearest() -> None:
+    assert "'rnu', perhaps run" in failure(localdiff("rnu"), 2)
+
+
+def test_help_has_each_flag_under_one_heading_and_names_no_field() -> None:
+    shown = localdiff("run", "--help").stdout
+    flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", shown, re.MULTILINE)
+    assert len(flags) == len(set(flags))
+    assert "_" not in shown.replace("maskgit_plus", "").replace("topk_margin", "").replace("entropy_bounded", "")
+    assert shown.index("Text:") < shown.index("--top-k") < shown.index("Decoding:") < shown.index("Cache:")
 
 
 def test_no_command_shows_the_help_and_is_wrong_usage() -> None:

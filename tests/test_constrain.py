@@ -87,8 +87,9 @@ def test_every_decoder_writes_what_matches(name: str, temperature: float) -> Non
 @pytest.mark.parametrize("cache", ["exact", "prefix", "dual", "dllm"])
 def test_caches_and_drift_reports_go_with_constraints(cache: str) -> None:
     out = noisy(bytes_vocabulary()).generate(
-        "", regex="a(b|c){10,20}", decoder="threshold", cache=cache, report_drift=True, max_new_tokens=30, seed=1
-    )
+        "", regex="a(b|c){10,20}", decoder="threshold", cache=cache, report_drift=cache != "exact", max_new_tokens=30,
+        seed=1,
+    )  # fmt: skip
     assert fits(out.text, "a(b|c){10,20}")
     assert out.decoder["constraint"] == "regex"
 

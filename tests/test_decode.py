@@ -407,7 +407,7 @@ def test_random_numbers_belong_to_positions() -> None:
         ({"decoder": "nonsense"}, "decoder is 'nonsense', expected one of random-keep, topk, rdm, llada, dream"),
         ({"cache": "magic"}, "cache is 'magic', expected one of exact, block"),
         ({"order": "leftmost", "decoder": "llada"}, "order is 'leftmost'"),
-        ({"steps": 0}, "steps is 0, expected 1 to"),
+        ({"steps": 0}, "steps is 0, expected 1 or more"),
         ({"steps": 2.5}, "steps is 2.5, expected a whole number"),
         ({"steps": True}, "steps is True"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected 1 or more"),

@@ -305,7 +305,7 @@ def test_what_does_not_fit_is_skipped_and_counted(fake: Any, tmp_path: Path) -> 
     result = evaluate("x", task="lambada", data=(written(tmp_path / "a.txt", f"{long} b", "a b"),))
     assert (result.skipped, result.rows[0]["items"]) == (1, 1)
     assert "the canvas holds 40" in result.records[0]["skipped"]
-    with pytest.raises(OptionError, match="all 1 items were skipped"):
+    with pytest.raises(OptionError, match="no item could be measured"):
         evaluate("x", task="lambada", data=(written(tmp_path / "b.txt", f"{long} b"),))
 
 
@@ -384,7 +384,7 @@ def test_the_flags_of_evaluating_and_of_generating_are_other_flags() -> None:
         ({"task": "gsm8k", "data": ("a",), "shots": 2}, "--shots and --shots-data go together"),
         ({"task": "nll", "data": ("a",), "estimator": "bound"}, "--estimator has no meaning for nll"),
         ({"task": "infill", "data": ("a",), "draws": 3}, "--draws has no meaning for infill"),
-        ({"task": "nll", "data": ("a",), "limit": 0}, "limit is 0, expected 1 to 2147483647"),
+        ({"task": "nll", "data": ("a",), "limit": 0}, "limit is 0, expected 1 or more"),
         ({"task": "unconditional", "over_steps": "4,x"}, "--over-steps is '4,x'"),
     ],
 )

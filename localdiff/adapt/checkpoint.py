@@ -51,7 +51,7 @@ class State:
 
 @contextlib.contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A fresh folder beside the target; removed unless it was renamed away. ModelFileError where it cannot be filled."""
+    """A fresh folder beside the target, removed unless it was renamed away; ModelFileError on a full disk."""
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".part-*"):  # left by a run that was killed
         shutil.rmtree(stale, ignore_errors=True)

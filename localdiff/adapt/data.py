@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..atomic import atomic_file
-from ..errors import OptionError
+from ..errors import OptionError, counted
 from .batch import Batch
 from .reading import read_documents
 
@@ -86,7 +86,7 @@ class PackedData:
     def __init__(self, tokens: np.ndarray, length: int, seed: int):
         if len(tokens) < length:
             raise OptionError(
-                f"--data: {len(tokens)} tokens of text, too short for one sequence of {length}; "
+                f"--data: {counted(len(tokens), 'token')} of text, too short for one sequence of {length}; "
                 "give more text or a smaller --length"
             )
         self._tokens = tokens
@@ -117,7 +117,8 @@ def held_out_sequences(tokens: np.ndarray, length: int, count: int) -> Batch:
     available = len(tokens) // length
     if available == 0:
         raise OptionError(
-            f"--eval-data: {len(tokens)} tokens of text, too short for one sequence of {length}; give more text"
+            f"--eval-data: {counted(len(tokens), 'token')} of text, too short for one sequence of {length}; "
+            "give more text"
         )
     chosen = np.unique(np.linspace(0, available - 1, min(count, available)).astype(np.int64))
     sequences = np.stack([tokens[row * length : (row + 1) * length] for row in chosen]).astype(np.int64)

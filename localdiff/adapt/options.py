@@ -46,6 +46,19 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+GROUPS = {  # how help orders the fields; those in none come first
+    "Method": (
+        "method", "weight", "normalise", "shift", "block_length", "timesteps", "mask_ratio", "label_smoothing", "times",
+        "spans", "length_head", "anneal_steps",
+    ),
+    "Prompts and answers": ("instruct", "template", "sep_token", "pad_token"),
+    "LoRA": ("lora", "lora_alpha", "lora_dropout"),
+    "Optimiser": (
+        "lr", "warmup", "schedule", "decay_steps", "optimizer", "ema", "weight_decay", "beta1", "beta2", "clip",
+    ),
+    "Evaluation and checkpoints": ("save_every", "keep", "eval_data", "eval_every", "eval_sequences"),
+    "Machine": ("dtype", "device", "attention", "checkpointing", "peak_tflops", "threads"),
+}  # fmt: skip
 _SHARE = (0, 1)
 WARMUP = 2000  # steps at most, where --warmup is not given
 

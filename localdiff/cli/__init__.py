@@ -49,6 +49,17 @@ class _Table(click.Group):
         command: click.Command = importlib.import_module(f".{name}", __name__).command
         return command
 
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, COMMANDS, 1)
+            raise click.UsageError(f"No such command '{name}'{f', perhaps {near[0]}' if near else ''}.", context)
+        return super().resolve_command(context, arguments)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -62,9 +73,9 @@ def _localdiff() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        with _localdiff.make_context("localdiff", given) as context:
+        with _localdiff.make_context("localdiff", list(given)) as context:
             code = _localdiff.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:  # of --help and --version
@@ -73,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
         return 2
     except click.UsageError as error:
-        return _failed(f"{error.format_message()} See {_command_path(error)} --help", 2)
+        return _failed(f"{error.format_message()} See {_command_path(error, given)} --help", 2)
     except OptionError as error:
-        return _failed(str(error), 2)
+        return _failed(_in_flags(str(error), given), 2)
     except (click.Abort, KeyboardInterrupt, Cancelled):
         return 130
     except BrokenPipeError:  # whoever read the answer has gone
@@ -90,8 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _command_path(error: click.UsageError) -> str:
-    return error.ctx.command_path if error.ctx else "localdiff"
+def _command_path(error: click.UsageError, given: Sequence[str]) -> str:
+    path = error.ctx.command_path if error.ctx else "localdiff"
+    return f"{path} {given[0]}" if path == "localdiff" and given and given[0] in COMMANDS else path
+
+
+def _in_flags(message: str, given: Sequence[str]) -> str:
+    """What the library says of an option, in the words of the command line."""
+    command = _localdiff.get_command(click.Context(_localdiff), given[0])
+    from .flags import Command
+
+    return command.in_flags(message) if isinstance(command, Command) else message
 
 
 def _failed(message: str, code: int) -> int:

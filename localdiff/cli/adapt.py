@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..adapt import AdaptOptions
+from ..adapt.options import GROUPS
+from ..errors import counted
 from .flags import ManyValues, flags, given
 
 if TYPE_CHECKING:
     from ..adapt.run import AdaptResult
 
 
-@click.command(cls=ManyValues, short_help="train a language model into a diffusion model")
+@click.command(cls=ManyValues, groups=GROUPS)
 @click.argument("base", required=False)
 @flags(AdaptOptions, without=("base",), short={"output": "o"})
 def command(base: str | None, **values: Any) -> None:
@@ -47,6 +49,6 @@ def command(base: str | None, **values: Any) -> None:
 
 def _tell(result: AdaptResult) -> None:
     loss = "" if result.loss is None else f", loss {result.loss:.3f}"
-    print(f"{result.folder}: {result.parameters:,} parameters, {result.steps} steps{loss}", file=sys.stderr)
+    print(f"{result.folder}: {result.parameters:,} parameters, {counted(result.steps, 'step')}{loss}", file=sys.stderr)
     if result.mask_token is not None:
         print(f"next: localdiff convert {result.folder} -o {result.folder.name}.gguf", file=sys.stderr)

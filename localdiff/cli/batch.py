@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import LocaldiffError, OptionError
+from ..errors import LocaldiffError, OptionError, counted
 from ..serve.options import ServeOptions
 from . import flags, generating
 from .bar import Bar
@@ -24,7 +24,7 @@ Tell = Callable[[dict[str, Any]], None]
 _NOT_OF_BATCHES = ("host", "port", "api_key", "allow_host", "queue", "timeout", "patience")
 
 
-@click.command(short_help="answer a file of requests in OpenAI's batch form")
+@click.command(cls=flags.Command, groups=generating.LOADING_GROUP)
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option("--model", "named", multiple=True, metavar="[NAME=]FILE", help="a model that requests name by its NAME, "
@@ -65,17 +65,17 @@ def command(source: Path, target: Path, **values: Any) -> None:
             if first is not None:  # models are loaded only where there is something to ask
                 _answer(chain([first], asked), opening, values, tell)
         except KeyboardInterrupt:
-            left = len(ids) - len(answers.done)
-            print(f"localdiff: stopped; the same command goes on with the {left} requests left", file=sys.stderr)
+            left = counted(len(ids) - len(answers.done), "request")
+            print(f"localdiff: stopped; the same command goes on with the {left} left", file=sys.stderr)
             raise
     if len(answers.done) < len(ids):
         raise LocaldiffError(f"{source}: was changed meanwhile; leave it as it is and run again")
     if answers.failed:
         raise LocaldiffError(
-            f"{answers.failed} of {len(ids)} requests failed; their lines in {target} say why, without them they are "
-            "asked again"
+            f"{answers.failed} of {counted(len(ids), 'request')} failed; their lines in {target} say why, without them "
+            "they are asked again"
         )
-    print(f"localdiff: {len(ids)} requests answered in {target}", file=sys.stderr)
+    print(f"localdiff: {counted(len(ids), 'request')} answered in {target}", file=sys.stderr)
 
 
 def _requests(lines: Iterator[Asked | dict[str, Any]], tell: Tell) -> Iterator[Asked]:

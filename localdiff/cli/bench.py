@@ -15,12 +15,13 @@ import click
 
 from ..errors import LocaldiffError, OptionError
 from ..options import MATH
+from .flags import Command
 from .generating import LORA, MATH_HELP
 
 ROWS = (8, 32, 64, 128, 256, 512)
 
 
-@click.command(short_help="measure the speed of a model on this machine")
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL.gguf")
 @click.option("--rows", help=f"sizes of the forward passes (default {','.join(map(str, ROWS))}, as far as they fit)")
 @click.option("--repetitions", type=click.IntRange(1), default=5, help="rounds; figures are their median (default 5)")

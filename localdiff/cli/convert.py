@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from .bar import Bar, show_notes
+from .flags import Command
 
 
-@click.command(short_help="make a GGUF file from a checkpoint")
+@click.command(cls=Command)
 @click.argument("source", metavar="HF_DIR")
 @click.option("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
 @click.option("--type", "kind", metavar="TYPE", help="type of the weights: f16 (default) or any of quantize")

@@ -11,9 +11,10 @@ import click
 
 from .. import __version__
 from ..errors import LocaldiffError
+from .flags import Command
 
 
-@click.command(short_help="show what this installation can use; compiler flags for C programs")
+@click.command(cls=Command)
 @click.option("--cflags", is_flag=True, help="print the compiler flags for C programs, nothing else")
 @click.option("--libs", is_flag=True, help="print the linker flags for C programs, nothing else")
 def command(cflags: bool, libs: bool) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from ..errors import counted
 from ..evaluate.options import NOT_OF_GENERATION, EvalOptions
 from ..options import GenerateOptions
 from .bar import Bar
 from .flags import ManyValues, flags, given
-from .generating import LOADING
+from .generating import GROUPS, LOADING
 
 
 def _loading(command: Any) -> Any:
@@ -21,7 +22,7 @@ def _loading(command: Any) -> Any:
     return command
 
 
-@click.command(cls=ManyValues, short_help="measure how good a model is")
+@click.command(cls=ManyValues, groups=GROUPS)
 @click.argument("model", metavar="[MODEL.gguf]", required=False)
 @flags(EvalOptions)
 @flags(GenerateOptions, without=NOT_OF_GENERATION)
@@ -42,9 +43,7 @@ def command(model: str | None, as_json: bool, **values: Any) -> None:
     loading = {name: values[name] for name in ("device", "gpu_layers", "threads", "isa", "math", "lora")}
     try:
         with Bar() as bar:
-            result = evaluate(
-                model, options, asked, diffusion=values["diffusion"], progress=bar.show, loading=loading
-            )
+            result = evaluate(model, options, asked, diffusion=values["diffusion"], progress=bar.show, loading=loading)
     except KeyboardInterrupt:
         if options.output:
             print("localdiff: stopped; --resume goes on with the items that are left", file=sys.stderr)
@@ -52,7 +51,7 @@ def command(model: str | None, as_json: bool, **values: Any) -> None:
     for notice in result.notices:
         print(f"localdiff: {notice}", file=sys.stderr)
     if result.skipped:
-        print(f"localdiff: {result.skipped} of {len(result.records)} items were skipped", file=sys.stderr)
+        print(f"localdiff: {result.skipped} of {counted(len(result.records), 'item')} skipped", file=sys.stderr)
     if not as_json:
         print(f"{result.task} of {result.model}: {result.source}\n")
         print("\n".join(columns(result.rows)) + "\n")

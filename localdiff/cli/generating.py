@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import OptionError
+from ..errors import OptionError, counted
 from ..hub.store import find
 from ..options import MATH, GenerateOptions
 from . import flags
@@ -42,23 +42,25 @@ LOADING = (
     click.option("--diffusion", help="preset or mask=ID,shift=0|1,attn=full,...: over the file's diffusion record"),
     LORA,
 )
+LOADING_GROUP = {"Model and machine": ("device", "gpu_layers", "threads", "isa", "math", "diffusion", "lora")}
+GROUPS = {**GenerateOptions.groups(), **LOADING_GROUP}
 SHOWING = (
     click.option("--no-live", is_flag=True, help="no live view"),
     click.option("--json", "as_json", is_flag=True, help="print one JSON object, with samples one on each line"),
 )
 
 
-def loading_flags(command: flags.Command) -> flags.Command:
+def loading_flags(command: flags.Decorated) -> flags.Decorated:
     """The flags of a command that loads a model."""
     for option in reversed(LOADING):
         command = option(command)
     return command
 
 
-def generation_flags(without: tuple[str, ...] = ()) -> Callable[[flags.Command], flags.Command]:
+def generation_flags(without: tuple[str, ...] = ()) -> Callable[[flags.Decorated], flags.Decorated]:
     """All flags of a generating command: the fields of GenerateOptions, loading, showing."""
 
-    def decorate(command: flags.Command) -> flags.Command:
+    def decorate(command: flags.Decorated) -> flags.Decorated:
         for option in reversed(SHOWING):
             command = option(command)
         return flags.flags(GenerateOptions, without=without)(loading_flags(command))
@@ -168,15 +170,17 @@ def answer(result: Generation, as_json: bool) -> None:
     if sys.stderr.isatty():
         faint, plain = ("", "") if os.environ.get("NO_COLOR") or not sys.stderr.isatty() else ("\x1b[2m", "\x1b[0m")
         figures = (
-            f"{len(result.tokens)} tokens, {result.nfe} forward passes, {result.seconds:.2f} s, seed {result.seed}"
+            f"{counted(len(result.tokens), 'token')}, {counted(result.nfe, 'forward pass', 'forward passes')}, "
+            f"{result.seconds:.2f} s, seed {result.seed}"
         )
         print(f"{faint}{figures}{plain}", file=sys.stderr)
 
 
 def _drift(drift: Mapping[str, float | int]) -> str:
+    compared = counted(int(drift["compared_tokens"]), "token")
     return (
-        f"drift from exact: {drift['tokens']:.1%} of {drift['compared_tokens']} tokens would be others; a row has "
-        f"{drift['probability']:.1%} of its probability elsewhere on average, {drift['probability_max']:.1%} at most"
+        f"drift from exact: {drift['tokens']:.1%} of {compared} would be others; a row has {drift['probability']:.1%} "
+        f"of its probability elsewhere on average, {drift['probability_max']:.1%} at most"
     )
 
 

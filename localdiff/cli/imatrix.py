@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from ..errors import counted
 from .bar import Bar, show_notes
 from .flags import ManyValues
 
 
-@click.command(cls=ManyValues, short_help="gather an importance matrix for quantize")
+@click.command(cls=ManyValues)
 @click.argument("model", metavar="MODEL.gguf")
 @click.option("-o", "--output", required=True, metavar="FILE.gguf", help="the file to write")
 @click.option("--data", multiple=True, required=True, metavar="TEXT...", help="texts: .txt or .jsonl, also .xz or .gz")
@@ -55,6 +56,7 @@ def command(
     share = report.masked / (report.chunks * report.length)
     what = "whole text, causal" if causal else f"{share:.0%} of the tokens masked"
     print(
-        f"{report.path}: {report.entries} tensors, {report.chunks} canvases of {report.length} tokens, {what}",
+        f"{report.path}: {report.entries} tensors, {counted(report.chunks, 'canvas', 'canvases')} of {report.length} "
+        f"tokens, {what}",
         file=sys.stderr,
     )

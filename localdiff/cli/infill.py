@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from ..errors import OptionError
-from . import generating
+from . import flags, generating
 
 
-@click.command(short_help="fill the holes of a text")
+@click.command(cls=flags.Command, groups=generating.GROUPS)
 @click.argument("arguments", nargs=-1, required=True, metavar="[MODEL.gguf] TEXT")
 @generating.generation_flags(without=("max_new_tokens", "grow", "stop", "negative_prompt"))
 def command(arguments: tuple[str, ...], **values: Any) -> None:

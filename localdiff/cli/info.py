@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import LocaldiffError
+from ..errors import LocaldiffError, counted
+from .flags import Command
 from .generating import LORA
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _TOKENIZERS = {
 _NONE = {"block_length": "none", "canvas_max": "the context length", "canvas_length": "all that is asked for"}
 
 
-@click.command(short_help="show what a GGUF file holds")
+@click.command(cls=Command)
 @click.argument("file", metavar="FILE.gguf")
 @click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: show the record with these values")
 @LORA
@@ -239,7 +240,8 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     bits = 8 * sum(each["bytes"] for each in facts["types"].values()) / max(1, facts["parameters"])
     yield "weights", f"{facts['parameters']:,} in {len(facts['tensors'])} tensors, {bits:.2f} bits each"
     for name, each in facts["types"].items():
-        yield f"  {name}", f"{100 * each['share']:5.1f} %  {each['tensors']:,} tensors, {each['bytes']:,} bytes"
+        tensors = counted(each["tensors"], "tensor")
+        yield f"  {name}", f"{100 * each['share']:5.1f} %  {tensors}, {each['bytes']:,} bytes"
     if facts["lengths"]:
         yield "length head", f"for answers of up to {facts['lengths']:,} tokens; --length-beam tries the likeliest"
     for each in facts["adapters"]:

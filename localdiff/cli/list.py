@@ -8,8 +8,10 @@ from dataclasses import asdict
 
 import click
 
+from .flags import Command
 
-@click.command(short_help="show the models on this machine")
+
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 def command(as_json: bool) -> None:
     """Show the models that localdiff pull has downloaded; each can be named wherever a MODEL.gguf is asked for."""

@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 import click
 
+from .flags import Command
 from .generating import DEVICE, GPU_LAYERS, LORA
 
 
-@click.command(short_help="show the memory that a generation takes")
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL.gguf")
 @click.option("-n", "--length", type=int, help="positions, prompt included (default: the model's context length)")
 @click.option("--batch", type=int, default=1, help="texts at once (default 1)")

@@ -7,9 +7,10 @@ import sys
 import click
 
 from .bar import Bar
+from .flags import Command
 
 
-@click.command(short_help="download a model")
+@click.command(cls=Command)
 @click.argument("name", metavar="NAME")
 @click.option("--revision", metavar="R", help="branch, tag or commit to take (default: the newest)")
 @click.option("--force", is_flag=True, help="also where this machine has too little memory to run it")

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from .bar import Bar, show_notes
+from .flags import Command
 
 
-@click.command(short_help="make a GGUF file smaller")
+@click.command(cls=Command)
 @click.argument("source", metavar="IN.gguf")
 @click.argument("output", metavar="OUT.gguf")
 @click.option("--type", "kind", metavar="TYPE", required=True, help="q4_k_m, q5_k_m, q6_k, q8_0, q4_0, f16, ...")

@@ -6,8 +6,10 @@ import sys
 
 import click
 
+from .flags import Command
 
-@click.command(short_help="remove a downloaded model")
+
+@click.command(cls=Command)
 @click.argument("name", metavar="NAME")
 def command(name: str) -> None:
     """Remove a model that localdiff pull has downloaded; without :TYPE all types of it."""

@@ -14,7 +14,7 @@ import click
 
 from ..atomic import check_target
 from ..errors import OptionError
-from . import generating
+from . import flags, generating
 
 if TYPE_CHECKING:
     from ..generation import DenoiseStream, Generation
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..options import GenerateOptions
 
 
-@click.command(short_help="continue a prompt, or chat")
+@click.command(cls=flags.Command, groups=generating.GROUPS)
 @click.argument("arguments", nargs=-1, metavar="[MODEL.gguf] [PROMPT]")
 @click.option("-p", "--prompt", help="the prompt, whatever it looks like")
 @click.option("-f", "--file", help="read the prompt from a file; - is stdin")

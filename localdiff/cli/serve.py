@@ -13,7 +13,7 @@ from ..serve.options import ServeOptions
 from . import flags, generating
 
 
-@click.command(short_help="serve models over HTTP: OpenAI's and Ollama's shapes, and a web page")
+@click.command(cls=flags.Command, groups=generating.LOADING_GROUP)
 @click.argument("model", required=False, metavar="[MODEL.gguf]")
 @click.option("--model", "named", multiple=True, metavar="NAME=FILE", help="another model to serve; may be repeated")
 @flags.flags(ServeOptions)

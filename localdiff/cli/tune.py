@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import OptionError
-from . import generating
+from . import flags, generating
 from .bar import Bar
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..profiles import Profile
 
 
-@click.command(short_help="find the fastest settings of a model on this machine")
+@click.command(cls=flags.Command, groups=generating.LOADING_GROUP)
 @click.argument("model", metavar="MODEL.gguf")
 @click.option("--seconds", type=click.FloatRange(1, 86400), default=120.0, help="how long to look (default 120)")
 @click.option(

@@ -92,6 +92,11 @@ REFUSALS = (
         "report_drift out",
     ),
     Refusal(
+        lambda it: it.settings.report_drift and it.settings.cache == "exact",
+        "report_drift says how far a cache is off, but the cache exact computes everything; give a cache too, such as "
+        "dual",
+    ),
+    Refusal(
         lambda it: it.settings.constraint is not None and it.settings.edit_threshold is not None,
         "the decoder {decoder} replaces tokens one by one, so that a text that matches {constraint} would break; "
         "choose llada2, which does not",

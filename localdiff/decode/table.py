@@ -300,7 +300,10 @@ def settings_for(options: GenerateOptions, spec: DiffusionSpec, masked: int) -> 
     refused = [option for option in OF_DECODER if getattr(options, option) is not None and option not in row.defaults]
     if refused:
         takes = ", ".join(option for option in OF_DECODER if option in row.defaults)
-        raise OptionError(f"the decoder {name} has no option {refused[0]}; it takes {takes}")
+        others = ", ".join(other for other, each in DECODERS.items() if refused[0] in each.defaults)
+        raise OptionError(
+            f"the decoder {name} has no option {refused[0]}; it takes {takes}; decoders with {refused[0]}: {others}"
+        )
 
     values = {**_SAMPLING, **row.defaults}
     if spec.decoder in (None, name):

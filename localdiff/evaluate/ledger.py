@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_file, check_target
-from ..errors import ModelFileError, OptionError
+from ..errors import ModelFileError, OptionError, counted
 
 
 class Ledger:
@@ -30,7 +30,8 @@ class Ledger:
         found = _read(path) if path.exists() else []
         if found and not resume:
             raise OptionError(
-                f"{path}: {len(found) - 1} items of an interrupted run; go on with --resume, or remove the file"
+                f"{path}: {counted(len(found) - 1, 'item')} of an interrupted run; go on with --resume, or remove the "
+                "file"
             )
         if found:
             _compare(path, found[0], header)

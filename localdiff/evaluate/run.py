@@ -109,7 +109,8 @@ def evaluate(
         records = ledger.records[: len(items)]
         measured = [record for record in records if "skipped" not in record]
         if not measured:
-            raise OptionError(f"all {len(records)} items were skipped: {records[0]['skipped']}")
+            ledger.remove()  # there is nothing in it to go on with
+            raise OptionError(f"no item could be measured, the first for this reason: {records[0]['skipped']}")
         result = EvalResult(
             options.task,
             subject.model.name,

@@ -22,7 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from .. import __version__
-from ..errors import OptionError
+from ..errors import OptionError, counted
 from . import native, ollama, openai, refusals
 from .guard import Guard, Rules, loopback_hosts
 from .hub import Hub
@@ -74,7 +74,8 @@ def make_app(hub: Hub, rules: Rules) -> ASGIApp:
 def check(binding: Binding) -> None:
     """Raise OptionError where the server would be open to others without a key."""
     if binding.key is not None and len(binding.key) < 8:
-        raise OptionError(f"the API key has {len(binding.key)} characters, expected at least 8; choose a longer one")
+        found = counted(len(binding.key), "character")
+        raise OptionError(f"the API key has {found}, expected at least 8; choose a longer one")
     if not is_loopback(binding.host) and binding.key is None:
         raise OptionError(
             f"--host {binding.host} can be reached from other machines, which needs a key; give --api-key KEY or set "
