@@ -103,7 +103,9 @@ def judge(divergence: float) -> Arithmetic:
     fits = divergence <= BOUND
     relation = "within" if fits else "over"
     return Arithmetic(
-        "fast" if fits else "exact", divergence, f"fast is off by {divergence:.2g} nats, {relation} {BOUND:g}"
+        "fast" if fits else "exact",
+        divergence,
+        f"KL of fast to exact {divergence:.2g} nats, {relation} the bound of {BOUND:g}",
     )
 
 

@@ -334,8 +334,8 @@ class Composer:
         if (len(negative) - answer) % block:
             raise OptionError(
                 f"the negative prompt has {counted(len(negative), 'token')} and the prompt {answer}, so the answer "
-                f"would lie in other blocks of the model; make them differ by a multiple of {block} tokens, or leave it "
-                "out"
+                f"would lie in other blocks of the model; make them differ by a multiple of {block} tokens, or leave "
+                "it out"
             )
         return negative
 

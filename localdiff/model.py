@@ -425,8 +425,8 @@ class Model:
     def _composer(self) -> Composer:
         if self.spec is None:
             raise OptionError(
-                f"{self.path.name} has no diffusion record, so its mask token is unknown; give --diffusion "
-                "mask=ID,shift=0|1 or a preset such as --diffusion diffullama"
+                f"{self.path.name} has no diffusion record; if it is a diffusion model give --diffusion "
+                "mask=ID,shift=0|1 or a preset such as --diffusion diffullama, if not localdiff adapt makes one of it"
             )
         lengths = self.length_logits if self.info.lengths else None
         return Composer(

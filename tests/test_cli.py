@@ -178,7 +178,7 @@ def test_info_shows_the_record_and_the_types(model: Path) -> None:
 def test_info_shows_files_that_cannot_be_run(folder: Path, plain: Path) -> None:
     foreign = write_tiny(folder / "foreign.gguf", arch="mamba")
     assert json.loads(localdiff("info", foreign, "--json").stdout)["arch"] == "mamba"
-    assert "no record; to run it give --diffusion" in localdiff("info", plain).stdout
+    assert "no record; a diffusion model runs with --diffusion" in localdiff("info", plain).stdout
 
 
 def test_info_never_sends_a_files_control_characters_to_the_terminal(folder: Path) -> None:
@@ -186,6 +186,11 @@ def test_info_never_sends_a_files_control_characters_to_the_terminal(folder: Pat
     done = localdiff("info", hostile)
     assert done.returncode == 0
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout)
+
+
+def test_without_a_file_the_embedded_model_is_shown() -> None:
+    assert localdiff("info").stdout.split()[1].endswith("localdiff-stories.gguf,")
+    assert json.loads(localdiff("plan", "--json").stdout)["model"].endswith("localdiff-stories.gguf")
 
 
 def test_plan_adds_up(model: Path) -> None:
@@ -267,6 +272,7 @@ def test_no_diffusion_record_says_which_flags_to_give(plain: Path) -> None:
         (["hello", "--steps", "0"], "--steps is 0, expected 1 or more"),
         (["hello", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["hello", "-n", "99"], "lower --max-new-tokens"),
+        (["hello", "--alternatives", "2"], "--json"),
         (["hello", "--stop"], "See localdiff run --help"),
         (["hello", "--report-drift"], "--report-drift says how far a cache is off"),
         (["hello", "--steps", "two"], "'two'"),
@@ -305,7 +311,8 @@ def test_wrong_usage_is_refused_in_one_sentence(model: Path, tmp_path: Path, arg
         (["plan", "tiny.gguf", "--batch", "0"], 2),
         (["plan", "tiny.gguf", "--threads", "0"], 2),
         (["plan", "tiny.gguf", "--isa", "avx9"], 2),
-        (["info"], 2),
+        (["run", "."], 2),
+        (["infill", "."], 2),
         (["convert", "absent", "-o", "out.gguf"], 1),
         (["convert", "plain.gguf"], 2),
         (["convert", "plain.gguf", "-o", "plain.gguf", "--diffusion", "mask=1,shift=0"], 2),

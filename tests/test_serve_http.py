@@ -210,6 +210,16 @@ def test_models_health_and_metrics(client: httpx.Client) -> None:
 # ---- refusals ----
 
 
+def test_a_body_of_curl_is_json_and_another_type_is_named(client: httpx.Client) -> None:
+    content = json.dumps({"model": STORIES, "prompt": "One", "max_tokens": 2})
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d says where nobody says otherwise
+    assert client.post("/v1/completions", content=content, headers=form).status_code == 200
+    posted = client.post("/v1/completions", content="%7B%22prompt%22%3A+%22One%22%7D=", headers=form)  # a page's form
+    assert posted.status_code == 400
+    plain = client.post("/v1/completions", content=content, headers={"content-type": "text/plain"})
+    assert "the Content-Type is text/plain, expected application/json" in plain.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [

@@ -16,13 +16,13 @@ import click
 from ..errors import LocaldiffError, OptionError
 from ..options import MATH
 from .flags import Command
-from .generating import LORA, MATH_HELP
+from .generating import LORA, MATH_HELP, MODEL, file_of
 
 ROWS = (8, 32, 64, 128, 256, 512)
 
 
 @click.command(cls=Command)
-@click.argument("model", metavar="MODEL.gguf")
+@MODEL
 @click.option("--rows", help=f"sizes of the forward passes (default {','.join(map(str, ROWS))}, as far as they fit)")
 @click.option("--repetitions", type=click.IntRange(1), default=5, help="rounds; figures are their median (default 5)")
 @click.option("--isa", help="CPU kernel row by name (default: the best)")
@@ -33,7 +33,7 @@ ROWS = (8, 32, 64, 128, 256, 512)
 @click.option("--profile", is_flag=True, help="show where the time of a forward pass goes")
 @click.option("--json", "as_json", is_flag=True, help="print the JSON object only")
 def command(
-    model: str,
+    model: str | None,
     rows: str | None,
     repetitions: int,
     isa: str | None,
@@ -44,7 +44,9 @@ def command(
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Measure forward passes and a generation of MODEL.gguf: milliseconds, GOPS, share of the machine's peak.
+    """Measure forward passes and a generation: milliseconds, GOPS, share of the machine's peak.
+
+    Without MODEL.gguf the embedded model is measured.
 
     A forward pass computes and scores every row. GOPS counts the products with the weights, two operations each; the
     peak is measured in between. The generation uses the model's own decoder.
@@ -55,7 +57,6 @@ def command(
     from ..bench.forward import measure_forwards
     from ..bench.generation import measure_generation
     from ..engine import EngineModel, File
-    from ..hub.store import located
     from ..presets import resolve
     from ..text import Tokenizer
 
@@ -63,7 +64,7 @@ def command(
     try:
         progress("reading the file")
         with (
-            File.open(located(model)) as file,
+            File.open(file_of(model)) as file,
             opened(lora) as adapters,
             EngineModel(file, isa=isa, threads=threads, adapters=adapters) as engine,
         ):
@@ -94,7 +95,7 @@ def command(
         progress("")
     result = {
         "bench": "localdiff",
-        "model": model,
+        "model": str(file.path),
         "machine": card,
         "math": asdict(chosen),
         **measured,

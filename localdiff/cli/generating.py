@@ -33,6 +33,7 @@ DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", he
 GPU_LAYERS = click.option(
     "--gpu-layers", type=int, metavar="N", help="the last N layers on the GPU (default: all that its memory holds)"
 )
+MODEL = click.argument("model", required=False, metavar="[MODEL.gguf]")
 LOADING = (
     DEVICE,
     GPU_LAYERS,
@@ -80,6 +81,9 @@ def split_model(arguments: tuple[str, ...], what: str) -> tuple[str | None, str 
         return first, arguments[1] if len(arguments) == 2 else None
     if _is((path / "config.json").is_file):
         raise OptionError(f"{first} is a checkpoint folder, expected a .gguf file; run localdiff convert {first} first")
+    if _is(path.is_dir):
+        instead = "; where it is the prompt, give it with -p" if what == "prompt" else ""
+        raise OptionError(f"{first} is a folder, expected a .gguf file or a {what}{instead}")
     if len(arguments) == 2:
         raise OptionError(
             f"{first}: no such model file or downloaded model; to give a {what} alone, put quotes around it"
@@ -92,6 +96,14 @@ def _is(test: Callable[[], bool]) -> bool:
         return test()
     except (OSError, ValueError):  # a prompt that cannot be a path
         return False
+
+
+def file_of(model: str | None) -> Path:
+    """The file of a MODEL argument: itself, that of a downloaded model, without one that of the embedded model."""
+    from ..hub.store import located
+    from ..loading import EMBEDDED
+
+    return EMBEDDED if model is None else located(model)
 
 
 def loading(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +126,8 @@ def show_notices(model: Model) -> None:
 
 
 def options(values: dict[str, Any]) -> GenerateOptions:
+    if values["alternatives"] and not values["as_json"]:
+        raise OptionError("--alternatives are reported in the object of --json only; give it too")
     return GenerateOptions(**flags.given(values, GenerateOptions))
 
 

@@ -19,7 +19,7 @@ import click
 
 from ..errors import LocaldiffError, counted
 from .flags import Command
-from .generating import LORA
+from .generating import LORA, MODEL, file_of
 
 if TYPE_CHECKING:
     from ..engine import File
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LENGTHS = "length_head.classes.weight"  # [classes, ffn]
 LONG_ARRAY = 16  # longer arrays are shown by their length
+LONG_TEXT = 20_000  # and longer texts; chat templates are shorter
 _TOKENIZERS = {
     "gpt2": "byte-level BPE", "llama": "SentencePiece BPE", "bert": "WordPiece", "t5": "Unigram"
 }  # fmt: skip
@@ -35,19 +36,21 @@ _NONE = {"block_length": "none", "canvas_max": "the context length", "canvas_len
 
 
 @click.command(cls=Command)
-@click.argument("file", metavar="FILE.gguf")
+@MODEL
 @click.option("--diffusion", help="preset or mask=ID,shift=0|1,...: show the record with these values")
 @LORA
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
-def command(file: str, diffusion: str | None, lora: tuple[str, ...], as_json: bool) -> None:
-    """Show family, tokenizer, weight types, diffusion record, memory need and metadata of FILE.gguf."""
+def command(model: str | None, diffusion: str | None, lora: tuple[str, ...], as_json: bool) -> None:
+    """Show family, tokenizer, weight types, diffusion record, memory need and metadata of MODEL.gguf.
+
+    Any GGUF file can be shown; without one the embedded model is.
+    """
     from ..adapters import opened, scaled_paths
     from ..engine import File
-    from ..hub.store import located
 
-    path = located(file)
-    with File.open(path) as model, opened(lora) as adapters:
-        facts = _facts(model, diffusion) | {"adapters": [_adapter(each, scale) for each, scale in adapters]}
+    path = file_of(model)
+    with File.open(path) as file, opened(lora) as adapters:
+        facts = _facts(file, diffusion) | {"adapters": [_adapter(each, scale) for each, scale in adapters]}
     facts["memory"] = _memory(path, lora)
     files = [(path, 1.0), *scaled_paths(lora)]
     facts["arithmetic"] = _arithmetic(files)
@@ -195,7 +198,7 @@ def _arithmetic(files: Sequence[tuple[Path, float]]) -> str:
     if divergence is None:
         return "measured when the model first generates"
     found = judge(divergence)
-    return f"{found.math}: {found.reason}"
+    return f"{found.math} ({found.reason})"
 
 
 def _tuned(files: Sequence[tuple[Path, float]]) -> str:
@@ -210,8 +213,14 @@ def _tuned(files: Sequence[tuple[Path, float]]) -> str:
 
 
 def _short(file: File, key: str) -> Any:
+    """A value as it is shown: long arrays and texts by their size, float32 by the digits that it has."""
     count = file.metadata.count(key)
-    return f"[{count} values]" if count is not None and count > LONG_ARRAY else file.metadata[key]
+    if count is not None and count > LONG_ARRAY:
+        return f"[{count} values]"
+    value = file.metadata[key]
+    if isinstance(value, str) and len(value) > LONG_TEXT:
+        return f"[{len(value):,} characters]"
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -268,7 +277,8 @@ def _summary(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _denoising(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     record, sampler = facts["diffusion"], facts["sampler"]
     if record is None:
-        yield "diffusion", "no record; to run it give --diffusion mask=ID,shift=0|1 or a preset"
+        ways = "a diffusion model runs with --diffusion mask=ID,shift=0|1 or a preset, others after localdiff adapt"
+        yield "diffusion", f"no record; {ways}"
         return
     if "error" in record:
         yield "diffusion", _plain(record["error"])

@@ -8,11 +8,11 @@ from dataclasses import asdict
 import click
 
 from .flags import Command
-from .generating import DEVICE, GPU_LAYERS, LORA
+from .generating import DEVICE, GPU_LAYERS, LORA, MODEL, file_of
 
 
 @click.command(cls=Command)
-@click.argument("model", metavar="MODEL.gguf")
+@MODEL
 @click.option("-n", "--length", type=int, help="positions, prompt included (default: the model's context length)")
 @click.option("--batch", type=int, default=1, help="texts at once (default 1)")
 @click.option("--threads", type=int, help="CPU threads (default: all that the process may use)")
@@ -22,7 +22,7 @@ from .generating import DEVICE, GPU_LAYERS, LORA
 @LORA
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, sizes in bytes")
 def command(
-    model: str,
+    model: str | None,
     length: int | None,
     batch: int,
     threads: int | None,
@@ -32,12 +32,16 @@ def command(
     lora: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Show the memory that a process needs to load MODEL.gguf and generate, before loading it."""
+    """Show the memory that a process needs to load MODEL.gguf and generate, before loading it.
+
+    Without MODEL.gguf that of the embedded model is shown.
+    """
     from ..planning import plan_memory
 
-    plan = plan_memory(model, length, batch, threads, isa, lora, device, gpu_layers)
+    path = file_of(model)
+    plan = plan_memory(path, length, batch, threads, isa, lora, device, gpu_layers)
     if as_json:
-        print(json.dumps({"model": model, **asdict(plan)}))
+        print(json.dumps({"model": str(path), **asdict(plan)}))
         return
     for what, size, why in (
         ("weights", plan.weights, f"packed for {plan.isa}"),

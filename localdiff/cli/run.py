@@ -65,6 +65,7 @@ def _prompt(argument: str | None, option: str | None, file: str | None) -> str |
 
 
 def _read(file: str) -> str:
+    origin = "stdin" if file == "-" else file
     try:
         if file == "-":
             data = sys.stdin.buffer.read()
@@ -73,12 +74,12 @@ def _read(file: str) -> str:
                 data = source.read()
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise OptionError(f"{file}: byte {error.start} is not UTF-8 text; convert the file first") from None
+        raise OptionError(f"{origin}: byte {error.start} is not UTF-8 text; convert it first") from None
     except OSError as error:
         raise OptionError(f"-f {file}: {error.strerror}; name a readable text file") from None
     text = text.removesuffix("\n").removesuffix("\r")  # the editor's, not the writer's
     if not text:
-        raise OptionError(f"the prompt from {'stdin' if file == '-' else file} is empty; give some text")
+        raise OptionError(f"the prompt from {origin} is empty; give some text")
     return text
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=flags.Command, groups=generating.LOADING_GROUP)
-@click.argument("model", metavar="MODEL.gguf")
+@generating.MODEL
 @click.option("--seconds", type=click.FloatRange(1, 86400), default=120.0, help="how long to look (default 120)")
 @click.option(
     "--bound", type=click.FloatRange(0, 10), default=0.03, help="nats a token that texts may be worse (default 0.03)"
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 @click.option("--forget", is_flag=True, help="remove the profile")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @generating.loading_flags
-def command(model: str, **values: Any) -> None:
+def command(model: str | None, **values: Any) -> None:
     """Find threshold, block length, cache and threads of MODEL.gguf, for run --preset tuned.
 
     Texts may become less likely by --bound under the model itself, or under the --judge, than those of exact decoding,
     and may not repeat themselves more; within that the fastest settings are kept, in the user's configuration folder.
+    Without MODEL.gguf the embedded model is tuned.
     """
     from ..adapters import scaled_paths
-    from ..hub.store import located
     from ..profiles import profile_of, remember, store
 
-    files = [(located(model), 1.0), *scaled_paths(values["lora"])]
+    files = [(generating.file_of(model), 1.0), *scaled_paths(values["lora"])]
     if values["show"] and values["forget"]:
         raise OptionError("--show and --forget exclude each other; give one of them")
     if values["show"]:
@@ -61,7 +61,7 @@ def command(model: str, **values: Any) -> None:
     print(profile.described())
 
 
-def _tuned(model: str, values: dict[str, Any]) -> Profile:
+def _tuned(model: str | None, values: dict[str, Any]) -> Profile:
     from ..arithmetic import TEXT
     from ..tuning import tune
 

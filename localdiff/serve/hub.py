@@ -82,7 +82,7 @@ class Hub:
         if found is None:
             known = ", ".join(self.models)
             what = "model is missing" if name is None else f"there is no model {name!r} here"
-            raise Refused(404 if name else 400, f"{what}; there is {known}", "model", "model_not_found")
+            raise Refused(404 if name else 400, f"{what}; this server has {known}", "model", "model_not_found")
         return found
 
     def check_texts(self, count: int, param: str) -> None:

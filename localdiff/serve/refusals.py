@@ -83,7 +83,10 @@ def install(app: FastAPI) -> None:
         if first["type"] in ("json_invalid", "model_attributes_type", "missing") and len(first["loc"]) < 3:
             missing = first["type"] == "missing" and len(first["loc"]) == 2
             name = str(first["loc"][-1]) if missing else None
-            message = f"{name} is missing" if missing else "the body is no JSON object; send one as application/json"
+            message = f"{name} is missing" if missing else "the body is no JSON object; send one"
+            kind = request.headers.get("content-type", "missing")
+            if not missing and not kind.startswith("application/json"):
+                message = f"the Content-Type is {kind}, expected application/json; send it as a header"
             return respond(request.url.path, Refused(400, message, name))
         name = str(first["loc"][1]) if len(first["loc"]) > 1 else None
         place = ".".join(str(part) for part in first["loc"][1:] if _is_name(part))
