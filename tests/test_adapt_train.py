@@ -257,9 +257,9 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_no_half_checkpoint(options
 @pytest.mark.parametrize(("steps", "warmup", "annealing"), [(30, 6, 15), (2000, 400, 1000), (50_000, 2000, 10_000)])
 def test_short_runs_warm_up_and_open_their_attention_in_time(options, steps, warmup, annealing):
     short = replace(options, steps=steps, warmup=None, anneal_steps=None)
-    assert (short.warmup, short.annealing) == (warmup, annealing)
-    longer = replace(short, steps=2 * steps)  # a continuation
-    assert (longer.warmup, longer.annealing) == (warmup, annealing)
+    assert (short.warming, short.annealing) == (warmup, annealing)
+    longer = replace(short.settled(), steps=2 * steps)  # a continuation
+    assert (longer.warming, longer.annealing) == (warmup, annealing)
 
 
 def test_a_checkpoint_of_another_version_is_refused(options):

@@ -166,16 +166,6 @@ class AdaptOptions:
         self._check_base()
         self._check_method()
         self._check_data()
-        self._settle()
-
-    def _settle(self) -> None:
-        """Numbers in place of the defaults that follow from the number of steps. They are kept with the run, so that a
-        continuation with other --steps goes on along the same curves."""
-        if self.warmup is None:
-            object.__setattr__(self, "warmup", min(WARMUP, self.steps // 5))
-        row = methods.TABLE[self.method]
-        if self.anneal_steps is None and "anneal_steps" in row.settings:
-            object.__setattr__(self, "anneal_steps", min(row.anneal, max(1, self.steps // 2)))
 
     def _check_base(self) -> None:
         if (self.base is None) == (self.shape is None):
@@ -218,9 +208,21 @@ class AdaptOptions:
             raise OptionError("--sep-token belongs to the plain template, but --template is chat; leave one out")
 
     @property
+    def warming(self) -> int:
+        """Steps over which the learning rate rises."""
+        return min(WARMUP, self.steps // 5) if self.warmup is None else self.warmup
+
+    @property
     def annealing(self) -> int:
         """Steps until attention is bidirectional."""
-        return self.anneal_steps or 1
+        row = methods.TABLE[self.method]
+        return min(row.anneal, max(1, self.steps // 2)) if self.anneal_steps is None else self.anneal_steps
+
+    def settled(self) -> AdaptOptions:
+        """Numbers in place of the defaults that follow from the number of steps: kept with the run, so that a
+        continuation with other --steps goes on along the same curves."""
+        anneal = self.annealing if "anneal_steps" in methods.TABLE[self.method].settings else None
+        return dataclasses.replace(self, warmup=self.warming, anneal_steps=anneal)
 
     @staticmethod
     def resumed(output: str, given: dict[str, Any]) -> AdaptOptions:

@@ -50,6 +50,7 @@ class AdaptResult:
 
 
 def run(options: AdaptOptions, progress: Progress | None) -> AdaptResult:
+    options = options.settled()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     processes = Processes(options.device)

@@ -45,7 +45,7 @@ def learning_rate(step: int, options: AdaptOptions) -> float:
     """Rate of a step (0-based): a linear rise over the warm-up, then half a cosine down to 0, a constant, or a fall
     with the inverse square root of the step; or a constant and a straight fall to 0 over the last steps (wsd,
     arXiv:2404.06395): until that begins the curve does not depend on the number of steps."""
-    warmup = options.warmup or 0
+    warmup = options.warming
     if step < warmup:
         return options.lr * (step + 1) / warmup
     if options.schedule == "constant":

@@ -14,13 +14,14 @@ from . import flags, generating
 @click.argument("arguments", nargs=-1, required=True, metavar="[MODEL.gguf] TEXT")
 @generating.generation_flags(without=("max_new_tokens", "grow", "stop", "negative_prompt"))
 def command(arguments: tuple[str, ...], **values: Any) -> None:
-    """Fill the holes of TEXT: "Once upon a time [[8]] and they all went [[]]."
+    """Fill the holes of TEXT: "Once upon a time[[8]] and they all went[[]]."
 
-    The text is printed with its holes filled; what stood there stays as it was.
+    [[8]] is a hole of 8 tokens, [[]] one whose length the model chooses. The text is printed with its holes filled;
+    what stood there stays as it was. Leave no space before a hole: its first word brings one where it needs one.
     """
     path, text = generating.split_model(arguments, "text")
     if text is None:
-        raise OptionError("there is no text to fill; give one with holes, such as 'Once [[8]] time [[]].'")
+        raise OptionError("there is no text to fill; give one with holes, such as 'Once[[8]] time[[]].'")
     options = generating.options(values)
     with generating.load(path, values) as model:
         results = generating.watch(model.stream_infill(text, options), not values["no_live"])
