@@ -35,6 +35,11 @@ class Device:
         return self
 
 
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose(name: str) -> Device:
     """The device that `name` asks for. Raises OptionError where it cannot be had."""
     if name not in DEVICES:

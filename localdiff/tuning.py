@@ -11,7 +11,6 @@ profiles are kept (profiles.py), the terminal.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from .arithmetic import TEXT
 from .cache.table import CACHES
 from .decode.table import settings_for
+from .devices import usable_processors
 from .engine import Request
 from .errors import OptionError
 from .options import GenerateOptions
@@ -143,7 +143,7 @@ class _Search:
         """The number that makes a forward pass of a whole canvas fastest; None where that is all, given ones stay."""
         if self.model.threads is not None:
             return self.model.threads
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        usable = usable_processors()
         length = len(self.prompts[0]) + self.answer
         rows = np.arange(length, dtype=np.int32)
         request = Request(np.full(length, self.spec.mask_token, np.int32), rows)

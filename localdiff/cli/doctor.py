@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from .flags import Command
 @click.option("--libs", is_flag=True, help="print the linker flags for C programs, nothing else")
 def command(cflags: bool, libs: bool) -> int:
     """Show version, processor, threads and the default model; exit code 1 where something is missing."""
+    from ..devices import usable_processors
     from ..engine import PACKAGE, isa_rows, library_version
     from ..loading import EMBEDDED
 
@@ -42,7 +42,7 @@ def command(cflags: bool, libs: bool) -> int:
         healthy = False
     print(f"device     {_device()}")
     print(f"llamacpp   {_llamacpp()}")
-    print(f"threads    {_usable_processors()}")
+    print(f"threads    {usable_processors()}")
     print(f"model      {EMBEDDED}{'' if EMBEDDED.is_file() else ' is missing; reinstall localdiff'}")
     sys.stdout.flush()
     return 0 if healthy else 1
@@ -72,7 +72,3 @@ def _llamacpp() -> str:
         return f"{look().what}; taken with --device llamacpp only, for it has no caches"
     except LocaldiffError as error:
         return str(error)
-
-
-def _usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
