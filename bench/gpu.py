@@ -1,12 +1,13 @@
 """The GPU engine, measured: `tools/dev gpu` runs it last. Prints a table and writes bench/results/DATE-gpu-CARD.json.
 
 Milliseconds per forward pass (median, minimum, maximum; every row scored, sampling included) at several numbers of
-rows for a 7B Llama shape with random weights, per type, beside what the card reaches at best: products of int8 and
-bfloat16 in registers, and copying. In the same run, each in a process of its own: llama.cpp's forward pass of the same
-file (all logits come back to the processor, as its interface has it), in the Python that $LOCALDIFF_LLAMA_PYTHON names
-or this one, and torch's in bfloat16 of the same shape; a peer that cannot run is told as absent, with its reason. Then
-tokens per second of the default model and of a 7B shape, and a soak of steps whose results and free memory must not
-change. Without a GPU it says what is absent and ends with 77. Not here: correctness (tests/test_cuda.py).
+rows for a 7B Llama shape with random weights, per type and way of multiplying (WAYS), beside what the card reaches at
+best: products of int8 and bfloat16 in registers, and copying. In the same run, each in a process of its own: the ways;
+llama.cpp's forward pass of the same file (all logits come back to the processor, as its interface has it), in the
+Python that $LOCALDIFF_LLAMA_PYTHON names or this one; and torch's in bfloat16 of the same shape. A way or peer that
+cannot run is told as absent, with its reason. Then tokens per second of the default model and of a 7B shape, a soak of
+steps whose results and free memory must not change, and which way was the fastest. Without a GPU it says what is absent
+and ends with 77. Not here: correctness (tests/test_cuda.py, tests/test_cublaslt.py).
 """
 
 from __future__ import annotations
@@ -36,10 +37,20 @@ import localdiff  # noqa: E402
 from localdiff.atomic import atomic_file  # noqa: E402
 from localdiff.devices import choose  # noqa: E402
 from localdiff.engine import EngineModel, File, Request, device_memory, measure_device_peak  # noqa: E402
-from localdiff.errors import OptionError  # noqa: E402
+from localdiff.errors import LocaldiffError, OptionError  # noqa: E402
+
+# How quantised weights are multiplied: a session's arithmetic, and $LOCALDIFF_CUDA_PRODUCTS as a model is opened.
+WAYS = {
+    "int8": ("exact", "int8"),
+    "int8 fast": ("fast", "int8"),
+    "bfloat16": ("exact", "bfloat16"),
+    "bfloat16 own": ("exact", "bfloat16-own"),
+}
+DEFAULT_WAY = "int8"
+LIBRARY_WAY, LIBRARY = "bfloat16", "by cuBLASLt"  # the way that is for the library, which may be absent
 
 KINDS, ROWS = ("Q4_0", "Q4_K_M", "Q8_0"), (64, 256, 1024)
-SMALL = Shape(layers=2, dim=256, vocab=512, context=1024, head_dim=64, ffn_dim=512, shared=False)
+SMALL = Shape(layers=1, dim=256, vocab=512, context=1024, head_dim=64, ffn_dim=256, shared=False)
 FREE_MAY_SHRINK = 64 << 20  # bytes that other programs may take meanwhile
 PROMPT, ANSWER, EACH_STEP = 128, 128, 4  # tokens of denoise(), and how many of them a step settles
 NOT_POSSIBLE = 77
@@ -60,24 +71,72 @@ def work(shape: Shape, rows: int) -> float:
     return 2.0 * rows * (shape.block_weights + shape.vocab * shape.dim + attention) / 1e9
 
 
-def forwards(where: str, path: Path, shape: Shape, rows: int, repeats: int) -> dict[str, Any]:
-    tokens, places = np.arange(rows, dtype=np.int32) % shape.vocab, np.arange(rows, dtype=np.int32)
+def forwards(where: str, path: Path, shape: Shape, counts: tuple[int, ...], repeats: int, math: str) -> dict[str, Any]:
+    """Milliseconds per forward pass for each number of rows."""
+    result: dict[str, Any] = {"rows": []}
     with File.open(path) as file, EngineModel(file, device=where) as model:
-        with model.session(slot_length=rows) as session:
+        for rows in counts:
+            tokens, places = np.arange(rows, dtype=np.int32) % shape.vocab, np.arange(rows, dtype=np.int32)
             times = []
-            for step in range(repeats + 3):  # the first three warm up
-                begin = time.perf_counter()
-                session.propose([Request(tokens, places, temperature=0.7, seed=1, step=step)])
-                times.append(1000 * (time.perf_counter() - begin))
-        layers = f"{model.info.gpu_layers} of {model.info.layers}"
-        weights = model.memory.device_weights
-    times = times[3:]
-    median = statistics.median(times)
-    return {
-        "rows": rows, "ms": round(median, 3), "ms_min": round(min(times), 3), "ms_max": round(max(times), 3),
-        "gpu_layers": layers, "tera_ops": round(work(shape, rows) / median, 2), "weight_bytes": weights,
-        "read_gbps": round(weights / median / 1e6, 1),
-    }  # fmt: skip
+            with model.session(slot_length=rows, math=math) as session:
+                for step in range(repeats + 3):  # the first three warm up
+                    begin = time.perf_counter()
+                    session.propose([Request(tokens, places, temperature=0.7, seed=1, step=step)])
+                    times.append(1000 * (time.perf_counter() - begin))
+            times = times[3:]
+            median = statistics.median(times)
+            result["rows"].append({
+                "rows": rows, "ms": round(median, 3), "ms_min": round(min(times), 3), "ms_max": round(max(times), 3),
+                "tera_ops": round(work(shape, rows) / median, 2),
+            })  # fmt: skip
+        result |= {
+            "isa": model.info.isa, "gpu_layers": f"{model.info.gpu_layers} of {model.info.layers}",
+            "weight_bytes": model.memory.device_weights,  # with copies in another form
+        }  # fmt: skip
+    return result
+
+
+def way(name: str, path: Path, shape: Shape, counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """forwards() in a process of its own, one way of multiplying; or why it is absent."""
+    math, products = WAYS[name]
+    what = json.dumps({"path": str(path), "shape": vars(shape), "counts": counts, "repeats": repeats, "math": math})
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__)), "--one", what], capture_output=True, text=True,
+        env={**os.environ, "LOCALDIFF_CUDA_PRODUCTS": products},
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        return {"absent": (done.stderr.splitlines() or [f"it ended with {done.returncode}"])[-1]}
+    found: dict[str, Any] = json.loads(lines[-1])
+    if name == LIBRARY_WAY and LIBRARY not in found.get("isa", LIBRARY):
+        return {"absent": f"the GPU is {found['isa']}"}
+    return found
+
+
+def one(what: dict[str, Any]) -> dict[str, Any]:
+    """What way() asks its process for."""
+    try:
+        where = choose("cuda").where
+        return forwards(
+            where, Path(what["path"]), Shape(**what["shape"]), what["counts"], what["repeats"], what["math"]
+        )
+    except LocaldiffError as error:
+        return {"absent": str(error)}
+
+
+def fastest(measured: dict[str, dict[str, Any]]) -> list[str]:
+    """Per type and number of rows which way took the least time, and the others beside it."""
+    lines = []
+    for kind, ways in measured.items():
+        times: dict[int, list[tuple[float, str]]] = {}
+        for name, found in ways.items():
+            for each in found.get("rows", ()):
+                times.setdefault(each["rows"], []).append((each["ms"], name))
+        for rows, taken in times.items():
+            (least, first), *others = sorted(taken)
+            beside = ", ".join(f"{name} {ms / least:.2f} times as long" for ms, name in others)
+            lines.append(f"fastest: {kind}, {rows} rows: {first}, {least:.2f} ms{beside and f' ({beside})'}")
+    return lines
 
 
 def peer(repeats: int, rows: tuple[int, ...], python: str, script: str, *arguments: str) -> dict[str, Any]:
@@ -109,10 +168,10 @@ def torch_bf16(shape: Shape, repeats: int, rows: tuple[int, ...], device: str = 
     return peer(repeats, rows, sys.executable, "peer_torch_gpu.py", json.dumps(vars(shape)), device)
 
 
-def denoise(where: str, path: Path, shape: Shape, answer: int) -> dict[str, Any]:
+def denoise(where: str, path: Path, shape: Shape, prompt: int, answer: int) -> dict[str, Any]:
     """Tokens per second of an answer, the likeliest EACH_STEP settled per step, all rows computed at every step."""
     mask = shape.vocab - 1
-    canvas = np.arange(PROMPT + answer, dtype=np.int32) % mask
+    canvas = np.arange(prompt + answer, dtype=np.int32) % mask
     places = np.arange(len(canvas), dtype=np.int32)
     with (
         File.open(path) as file,
@@ -120,7 +179,7 @@ def denoise(where: str, path: Path, shape: Shape, answer: int) -> dict[str, Any]
         model.session(slot_length=len(canvas)) as session,
     ):
         for warm in (True, False):
-            canvas[PROMPT:], steps = mask, 0
+            canvas[prompt:], steps = mask, 0
             begin = time.perf_counter()
             while (open_places := places[canvas == mask]).size and not (warm and steps == 3):
                 request = Request(canvas, open_places, forbidden=np.array([mask], np.int32))
@@ -159,8 +218,9 @@ def soak(where: str, path: Path, steps: int) -> dict[str, Any]:
 
 
 def absent(result: dict[str, Any]) -> list[str]:
-    """What peers lack, each reason once."""
+    """What peers and ways lack, each reason once."""
     peers = {"torch": [result["torch"]], "llama.cpp": result["llama.cpp"].values()}
+    peers |= {name: [ways[name] for ways in result.get("forwards", {}).values()] for name in WAYS}
     found = {f"{name}: absent ({each['absent']})": None for name, all_ in peers.items() for each in all_
              if "absent" in each}  # fmt: skip
     return list(found)
@@ -172,13 +232,21 @@ def table(result: dict[str, Any]) -> str:
         f"{result['card']}, {result['date']}: int8 {peak['int8_gops'] / 1000:.0f} TOPS, bfloat16 "
         f"{peak['bf16_gflops'] / 1000:.0f} TFLOPS, float32 {peak['f32_gflops'] / 1000:.1f} TFLOPS, copying "
         f"{peak['memory_gbps']:.0f} GB/s",
-        f"{'type':8} {'rows':>5} {'ms (min - max)':>28} {'TOPS':>7} {'of int8':>8} {'weights GB/s':>13}  layers",
+        f"{'type':8} {'rows':>5} {'multiplied by':14} {'ms (min - max)':>28} {'TOPS':>7} {'of peak':>8} {'weights':>9}"
+        "  layers",
     ]
-    for kind, each in ((kind, each) for kind, measured in result["forwards"].items() for each in measured):
-        share, read = 100 * each["tera_ops"] / (peak["int8_gops"] / 1000), each["read_gbps"]
+    measured = (
+        (kind, name, found, each)
+        for kind, ways in result["forwards"].items()
+        for name, found in ways.items()
+        for each in found.get("rows", ())
+    )
+    for kind, name, found, each in measured:
+        share = 100_000 * each["tera_ops"] / peak["bf16_gflops" if name.startswith("bfloat16") else "int8_gops"]
         spread = f"{each['ms']:.2f} ({each['ms_min']:.2f} - {each['ms_max']:.2f})"
-        speed = f"{each['tera_ops']:>7.1f} {share:>6.1f} % {read:>13.0f}"
-        lines.append(f"{kind:8} {each['rows']:>5} {spread:>28} {speed}  {each['gpu_layers']}")
+        size = f"{found['weight_bytes'] / 2**30:>5.1f} GiB"
+        speed = f"{each['tera_ops']:>7.1f} {share:>6.1f} % {size}"
+        lines.append(f"{kind:8} {each['rows']:>5} {name:14} {spread:>28} {speed}  {found['gpu_layers']}")
         other = result["llama.cpp"][kind].get("ms", {}).get(str(each["rows"]))
         if other:
             lines.append(f"{'':14} llama.cpp {other:.2f} ms, {other / each['ms']:.2f} times as long")
@@ -192,6 +260,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     lost = held["bytes_lost"]
     lines.append(f"soak: {held['steps']} steps, {held['different']} different, {lost} bytes of memory lost")
+    lines += fastest(result["forwards"])
     return "\n".join(lines)
 
 
@@ -199,9 +268,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a tiny shape, few steps: whether this program works")
     parser.add_argument("-o", "--output", type=Path, help="default: bench/results/DATE-gpu-CARD.json")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    shape, rows, repeats = (SMALL, (3, 20), 2) if options.small else (LLAMA_7B, ROWS, 50)
-    steps, tokens, answer = (4, 4, 8) if options.small else (1000, 192, ANSWER)
+    if options.one:
+        print(json.dumps(one(options.one)))
+        return 0
+    shape, kinds, rows, repeats = (SMALL, KINDS[:1], (3, 20), 1) if options.small else (LLAMA_7B, KINDS, ROWS, 50)
+    steps, tokens, prompt, answer = (4, 4, 8, 8) if options.small else (1000, 192, PROMPT, ANSWER)
     try:
         where = choose("cuda").where
     except OptionError as error:
@@ -217,11 +290,11 @@ def main() -> int:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        for kind in KINDS:
+        for kind in kinds:
             write_random_model(path, shape, kind, random_blocks(kind))
-            result["forwards"][kind] = [forwards(where, path, shape, count, repeats) for count in rows]
+            result["forwards"][kind] = {name: way(name, path, shape, rows, repeats) for name in WAYS}
             result["llama.cpp"][kind] = llama_cpp(path, repeats, rows)
-            result["denoise"][kind] = denoise(where, path, shape, answer)
+            result["denoise"][kind] = denoise(where, path, shape, prompt, answer)
         result["torch"] = torch_bf16(shape, repeats, rows)
         result["soak"] = soak(where, path, steps)
     result["answers"] = answers("cuda", tokens)
@@ -230,7 +303,8 @@ def main() -> int:
     with atomic_file(output) as file:
         file.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
-    good = result["soak"]["different"] == 0 and result["soak"]["bytes_lost"] <= FREE_MAY_SHRINK
+    good = all("absent" not in ways[DEFAULT_WAY] for ways in result["forwards"].values())
+    good = good and result["soak"]["different"] == 0 and result["soak"]["bytes_lost"] <= FREE_MAY_SHRINK
     return 0 if good else 1
 
 

@@ -2,6 +2,7 @@
 
 The plug-in is $LOCALDIFF_CUDA, else that of the package localdiff-cuda13, else the one that was built into the tree. It
 is opened only where it is asked for ("cuda") or may be of use ("auto"); why it is not used is a sentence for people.
+It is told where this Python's packages have cuBLASLt, in $LOCALDIFF_CUBLASLT unless that is set.
 llama.cpp is taken only where it is asked for: it keeps nothing between steps, so that caches cannot be had with it.
 """
 
@@ -60,11 +61,22 @@ def _cuda() -> tuple[Path | None, str | None]:
     path = _plugin()
     if path is None:
         return None, "the GPU plug-in is not installed (pip install localdiff-cuda13)"
+    library = find_cublaslt()
+    if library is not None:
+        os.environ.setdefault("LOCALDIFF_CUBLASLT", str(library))
     try:
         load_device(path)
     except OptionError as error:
         return path, str(error)
     return path, None
+
+
+def find_cublaslt() -> Path | None:
+    """The library of NVIDIA's package nvidia-cublas, or nvidia-cublas-cu12, the newest where there are several."""
+    package = importlib.util.find_spec("nvidia")
+    places = [Path(place) for place in package.submodule_search_locations or ()] if package else []
+    found = [path for place in places for version in (13, 12) for path in place.glob(f"*/lib/libcublasLt.so.{version}")]
+    return max(found, key=lambda path: path.suffix, default=None)
 
 
 def _plugin() -> Path | None:

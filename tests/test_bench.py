@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated import FAKE_CUBLASLT, PLUGIN, needs_plugin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "bench"))
@@ -144,10 +145,30 @@ def test_gpu_without_a_gpu() -> None:
     assert last.startswith("Nothing was measured: device is 'cuda', but the device plug-in cannot be opened")
 
 
+@needs_plugin
+def test_gpu_with_the_emulated_plugin(tmp_path: Path) -> None:
+    """Every way of multiplying, and the library's told as absent where it is."""
+    environment = {**os.environ, "LOCALDIFF_CUDA": str(PLUGIN), "LOCALDIFF_LLAMA_PYTHON": "/nowhere/python"}
+    done = subprocess.run(
+        [sys.executable, "bench/gpu.py", "--small", "-o", str(tmp_path / "found.json")], cwd=ROOT, capture_output=True,
+        text=True, env=environment | {"LOCALDIFF_CUBLASLT": str(FAKE_CUBLASLT), "LD_FAKE_CUBLASLT": "create"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "found.json").read_text())
+    ways = result["forwards"]["Q4_0"]
+    assert list(ways) == list(gpu.WAYS)
+    assert ways["bfloat16"]["absent"].endswith("cuBLASLt 13.10.0 cannot be used: CUBLAS_STATUS_NOT_INITIALIZED)")
+    for name in set(gpu.WAYS) - {"bfloat16"}:
+        assert_positive(*(each["ms"] for each in ways[name]["rows"]), ways[name]["weight_bytes"])
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[1] for line in lines if line.startswith("fastest")] == [" Q4_0, 3 rows", " Q4_0, 20 rows"]
+    assert any(line.startswith("bfloat16: absent (the GPU is sm_90") for line in lines)
+
+
 def test_parts_of_the_gpu_bench_that_run_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "small.gguf"
     write_random_model(path, gpu.SMALL, "Q8_0")
-    found = gpu.denoise("cpu", path, gpu.SMALL, 6)
+    found = gpu.denoise("cpu", path, gpu.SMALL, 8, 6)
     assert (found["tokens"], found["steps"]) == (6, 2)
     torch = gpu.torch_bf16(SHAPE, 1, (3,), "cpu")
     assert_positive(found["per_second"], torch["ms"]["3"])

@@ -98,12 +98,15 @@ def test_every_type_in_int8(tmp_path: Path, kind: str) -> None:
     assert divergence(processor, found) <= 1e-3
 
 
+@pytest.mark.parametrize("products", ["bfloat16", "bfloat16-own"])
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_quantised_weights_in_bfloat16(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantised_weights_in_bfloat16(
+    tmp_path: Path, kind: str, products: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights and inputs are rounded to bfloat16: as near to the file's values in float64 as 8-bit inputs are."""
     from localdiff.quantize import quantize
 
-    monkeypatch.setenv("LOCALDIFF_CUDA_PRODUCTS", "bfloat16")
+    monkeypatch.setenv("LOCALDIFF_CUDA_PRODUCTS", products)
 
     path = quantize(write_tiny(tmp_path / "f32.gguf"), tmp_path / f"{kind}.gguf", type=kind).path
     tokens = np.arange(3, 20, dtype=np.int32)

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/arena.h"
+#include "cuda/blas.h"
 #include "cuda/decode.h"
 #include "cuda/forms.h"
 #include "cuda/kernels.h"
@@ -63,6 +64,7 @@ constexpr size_t kLogitBytes = size_t{256} << 20;  // of logits and exponentials
 struct Device {
   int index = 0;
   cuda::Cores cores = cuda::Cores::int8;  // that multiply quantised weights
+  std::unique_ptr<cuda::Blas> blas;       // that multiplies in bfloat16; null where the own kernel does
   bool exact_attention = false;           // without tensor cores
   bool graphs = true;
   bool plan = false;
@@ -90,7 +92,8 @@ constexpr size_t kStepBytes = 3 * sizeof(int32_t) + 2 * sizeof(cuda::Row);  // o
 
 // Everything of a context that lies in its memory.
 struct Layout {
-  Layout(Arena arena, const ContextShape& s, std::optional<TensorType> form_type) {
+  Layout(Arena arena, const ContextShape& s, std::optional<TensorType> form_type, bool library) {
+    if (library) workspace = arena.take<uint8_t>(cuda::Blas::kWorkspace);  // first: as aligned as the allocation
     const size_t pairs = static_cast<size_t>(s.rows) * s.experts_used;
     const size_t inputs = std::max<size_t>({static_cast<size_t>(s.rows), static_cast<size_t>(s.score_rows), pairs});
     for (int i = 0; i < static_cast<int>(Buffer::count); ++i) {
@@ -103,6 +106,7 @@ struct Layout {
     quantised.q = arena.take<int8_t>(inputs, (s.max_k + 31) / 32 * 32);
     quantised.scale = arena.take<float>(inputs, blocks);
     quantised.sums = arena.take<uint32_t>(inputs, blocks);
+    if (library) rounded = arena.take<uint16_t>(inputs, s.max_k);
     const int most_n =
         std::max({s.vocab, s.expert_dim, s.max_k, *std::max_element(std::begin(s.width), std::end(s.width))});
     form_bytes = form_scratch(form_type, most_n, s.max_k);
@@ -147,6 +151,8 @@ struct Layout {
   float* buffers[static_cast<int>(Buffer::count)];
   float *made, *angles, *drift;
   cuda::Quantised quantised;
+  uint8_t* workspace = nullptr;  // of the library for products in bfloat16, and the rows that it reads
+  uint16_t* rounded = nullptr;
   uint8_t* form;  // parts of weights in the session's form (forms.h)
   size_t form_bytes;
   std::vector<cuda::State> states;  // by layer
@@ -166,6 +172,7 @@ struct Layout {
 // all that changes between steps of a kind lies in device memory.
 struct Recording {
   std::vector<uint8_t> kind;
+  bool launched = false;            // one by one, all of them, which has made what is made once
   cudaGraphExec_t graph = nullptr;  // null until the kind is met again
   bool failed = false;              // steps of the kind are launched one by one
   Recording() = default;
@@ -181,8 +188,8 @@ struct Context {
       : device(device_),
         shape(shape_),
         form(session_form(*device_, shape_.math)),
-        memory(Layout(Arena(nullptr), shape_, form).bytes),
-        layout(Arena(memory.data()), shape_, form) {
+        memory(Layout(Arena(nullptr), shape_, form, device_->blas != nullptr).bytes),
+        layout(Arena(memory.data()), shape_, form, device_->blas != nullptr) {
     // Beside the stream that all threads share: weights of another model may arrive while a step is recorded.
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
     check(cudaMemsetAsync(memory.data(), 0, memory.bytes(), stream), "clearing a session");
@@ -203,6 +210,7 @@ struct Context {
   std::vector<uint8_t> staged;  // what goes to Layout::step
   std::list<Recording> recordings;
   Recording* recording = nullptr;                                         // that the operations go to
+  Recording* launching = nullptr;                                         // of the kind that is launched one by one
   std::map<const Weight* const*, std::unique_ptr<Memory>> expert_tables;  // device pointers to the experts' weights
   std::map<const Weight*, std::shared_ptr<Memory>> copies;                // null: made for every product (forms.h)
   std::unique_ptr<Memory> lists;                                          // token lists of a propose call
@@ -228,12 +236,18 @@ struct Made {
   const float* x;
   ptrdiff_t stride;
   cuda::Quantised quantised;
+  const uint16_t* rounded;
 };
-Made produce(Context* c, const LinearInput& given, int rows, bool quantised);
+Made produce(Context* c, const LinearInput& given, int rows, bool quantised, bool rounded);
 
 // Whether products with a matrix read int8.
 inline bool reads_int8(const Context* c, const cuda::Matrix& w) {
   return c->device->cores == cuda::Cores::int8 && !cuda::is_float(w.type);
+}
+
+// Whether they may read bfloat16: products by a library, which takes rows of aligned ends.
+inline bool reads_bfloat16(const Context* c, const cuda::Matrix& w) {
+  return c->device->blas != nullptr && (!cuda::is_float(w.type) || w.type == TensorType::bf16) && w.k % 8 == 0;
 }
 
 // steps.cu

@@ -24,13 +24,16 @@ struct FormPart {
   int expert, experts, column;
 };
 
+size_t form_row_bytes(TensorType form, size_t k) { return form == TensorType::bf16 ? k * sizeof(uint16_t) : k; }
+
 cuda::Matrix matrix_of(TensorType form, const uint8_t* data, int n, int k) {
-  return {form, data, n, k, form == TensorType::i8 ? static_cast<size_t>(k) : 0};
+  return {form, data, n, k, form_row_bytes(form, k)};
 }
 
 void make(Context* c, TensorType form, const cuda::Source& source, uint8_t* to) {
   const size_t step = form_bytes(form, source.columns, source.w.k);
   if (form == TensorType::i8) return cuda::fold(c->stream, source, to, step);
+  if (form == TensorType::bf16) return cuda::round(c->stream, source, to, step);
   refuse(LD_INTERNAL, "weights have no such form");
 }
 
@@ -79,9 +82,19 @@ cuda::Product part_of(cuda::Product product, const FormPart& part) {
   return product;
 }
 
+// Whether a library has multiplied.
+bool multiplied_by_library(Context* c, const cuda::Product& p, int rows) {
+  cuda::Blas* blas = c->device->blas.get();
+  if (blas == nullptr || p.rounded == nullptr || p.w.type != TensorType::bf16) return false;
+  const cuda::BlasProduct product{
+      reinterpret_cast<const uint16_t*>(p.w.data), p.w.n, p.w.k, p.rounded, p.bias, p.y, p.y_stride, p.add};
+  return blas->multiply(c->stream, product, rows, c->layout.workspace);
+}
+
 }  // namespace
 
-std::optional<TensorType> session_form(const Device&, Math math) {
+std::optional<TensorType> session_form(const Device& device, Math math) {
+  if (device.cores == cuda::Cores::bfloat16) return TensorType::bf16;
   if (math == Math::fast) return TensorType::i8;
   return std::nullopt;
 }
@@ -91,6 +104,7 @@ size_t form_bytes(TensorType form, size_t n, size_t k) {
   if (form == TensorType::i8) {
     return (n * k + (k + cuda::kGroup - 1) / cuda::kGroup * n * sizeof(float) + kLine - 1) / kLine * kLine;
   }
+  if (form == TensorType::bf16) return n * form_row_bytes(form, k);
   refuse(LD_INTERNAL, "weights have no such form");
 }
 
@@ -134,7 +148,8 @@ size_t Copies::bytes() const {
 
 void multiply(Context* c, const Weight* weight, const cuda::Product& product, int rows) {
   for_parts(c, weight, nullptr, 1, [&](const FormPart& part) {
-    cuda::multiply(c->stream, part_of(product, part), rows, c->device->cores);
+    const cuda::Product of_part = part_of(product, part);
+    if (!multiplied_by_library(c, of_part, rows)) cuda::multiply(c->stream, of_part, rows, c->device->cores);
   });
 }
 

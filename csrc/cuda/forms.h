@@ -1,6 +1,7 @@
 // Weights in another form than the file's, made on the device. The first product that reads a form makes a copy for all
 // sessions, which stays where free memory allows it; where it does not, every product makes what it reads, part by part, in
 // scratch of its session. Both have the same values. A form is a matrix of another type, those of experts side by side:
+//   bf16 rounded, [n][k]
 //   i8   folded for fast arithmetic (cpu/fold.h): [n][k] bytes, then float32 scales [ceil(k / 128)][n]
 // Not here: the kernels that make a form and that multiply with it.
 #pragma once

@@ -2,6 +2,8 @@
 // all rows of the block. Two kernels here: float32 on the ordinary cores for weights in floats, which keeps their
 // precision, and bfloat16 tensor cores for quantised ones; int8.cu has a third, fold.cu one for folded weights. No split
 // along k: a row's sum does not depend on how many rows there are.
+#include <type_traits>
+
 #include "cuda/product.h"
 
 namespace ld::cuda {
@@ -106,6 +108,8 @@ void launch(cudaStream_t stream, const Product& product, const Rows& rows, int m
   with_format(product.w.type, [&]<class Format>() {
     if constexpr (Format::kInteger) {
       if (cores == Cores::int8) return multiply_int8(stream, product, rows, most_rows, experts);
+    }
+    if constexpr (Format::kInteger || std::is_same_v<Format, BF16>) {
       if (cores == Cores::bfloat16) {
         const dim3 grid(parts(product.w.n, kTensorColumns), parts(most_rows, kTensorRows), experts);
         LD_LAUNCH((tensor_kernel<Format>), grid, kThreads, stream, product, rows);

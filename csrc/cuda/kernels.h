@@ -54,7 +54,8 @@ void quantise(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int 
 
 // ---- gemm.cu and int8.cu ----
 // How quantised weights are multiplied: in the blocks of the file, with int32 sums of int8 products, equal to exact
-// arithmetic on a processor; both sides rounded to bfloat16, with float32 sums; or in float32, as weights in floats are.
+// arithmetic on a processor; both sides rounded to bfloat16, with float32 sums, which weights in bfloat16 are then too; or
+// in float32, as weights in floats are.
 enum class Cores { none, bfloat16, int8 };
 
 // y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i].
@@ -67,6 +68,7 @@ struct Product {
   float* y;
   ptrdiff_t y_stride;
   bool add;
+  const uint16_t* rounded = nullptr;  // [rows, k] the same rows in bfloat16, where a library multiplies them
 };
 void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores);
 
@@ -92,6 +94,12 @@ struct Source {
 // Folds weights of integers as cpu/fold.h says, those of expert e to to + e * step: signed bytes [columns][k], then the
 // scales of groups, float32 [ceil(k / 128)][columns].
 void fold(cudaStream_t stream, const Source& source, uint8_t* to, size_t step);
+
+// ---- bfloat.cu ----
+// Rows to [rows][k]; k is even.
+void round(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, uint16_t* out);
+// Weights of integers, those of expert e to to + e * step: [columns][k], 16-byte aligned.
+void round(cudaStream_t stream, const Source& source, uint8_t* to, size_t step);
 
 // ---- attention.cu ----
 // The state of one layer.

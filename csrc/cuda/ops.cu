@@ -54,11 +54,21 @@ size_t choice(const char* name, const std::vector<const char*>& words) {
   refuse(LD_INVALID, text("%s is '%.32s', expected %s", name, wanted, expected.c_str()));
 }
 
+constexpr const char* kOwnBfloat16 = "bfloat16-own";  // without a library
+
 cuda::Cores chosen_cores(int major) {
   std::vector<const char*> words = {"int8", "float32"};
-  if (major >= 8) words.push_back("bfloat16");
-  constexpr cuda::Cores kCores[] = {cuda::Cores::int8, cuda::Cores::none, cuda::Cores::bfloat16};
+  if (major >= 8) words.insert(words.end(), {"bfloat16", kOwnBfloat16});
+  constexpr cuda::Cores kCores[] = {cuda::Cores::int8, cuda::Cores::none, cuda::Cores::bfloat16, cuda::Cores::bfloat16};
   return kCores[choice("LOCALDIFF_CUDA_PRODUCTS", words)];
+}
+
+// Looks for the library that multiplies in bfloat16, and says what does.
+void find_library(Device* device) {
+  const char* wanted = getenv("LOCALDIFF_CUDA_PRODUCTS");
+  std::string reason = "as asked for";
+  if (strcmp(wanted, kOwnBfloat16) != 0) device->blas = cuda::Blas::open(getenv("LOCALDIFF_CUBLASLT"), &reason);
+  device->isa += ", bfloat16 by " + (device->blas ? device->blas->name() : text("own kernels (%s)", reason.c_str()));
 }
 
 Device* open(const DeviceOptions& options) {
@@ -73,6 +83,7 @@ Device* open(const DeviceOptions& options) {
   device->isa = text("sm_%d%d", properties.major, properties.minor);
   if (options.isa != nullptr)
     refuse(LD_INVALID, text("isa '%.64s' is a row of CPU kernels, and this is a GPU; leave it out", options.isa));
+  if (device->cores == cuda::Cores::bfloat16) find_library(device.get());
   return device.release();
 }
 
@@ -139,7 +150,7 @@ float* upload(Device*, const float* values, size_t count) {
 void release_vector(float* vector) { cudaFree(vector); }
 
 size_t plan(const Device* device, const ContextShape& shape) {
-  return Layout(Arena(nullptr), shape, session_form(*device, shape.math)).bytes;
+  return Layout(Arena(nullptr), shape, session_form(*device, shape.math), device->blas != nullptr).bytes;
 }
 
 Context* create(Device* device, const ContextShape& shape) {
@@ -171,28 +182,31 @@ LinearInput on_device(Context* c, LinearInput input, int rows) {
 
 }  // namespace
 
-Made produce(Context* c, const LinearInput& given, int rows, bool quantised) {
+Made produce(Context* c, const LinearInput& given, int rows, bool quantised, bool rounded) {
   const bool plain = given.pick == nullptr && given.norm.kind == NormKind::none &&
                      given.activation == Activation::none && given.up == nullptr;
-  Made made{given.x, given.stride, c->layout.quantised};
+  Made made{given.x, given.stride, c->layout.quantised, rounded ? c->layout.rounded : nullptr};
   if (!plain) {
     cuda::produce(c->stream, on_device(c, given, rows), rows, c->layout.made);
     made.x = c->layout.made;
     made.stride = given.width;
   }
   if (quantised) cuda::quantise(c->stream, made.x, made.stride, given.width, rows, made.quantised);
+  if (rounded) cuda::round(c->stream, made.x, made.stride, given.width, rows, c->layout.rounded);
   return made;
 }
 
 namespace {
 
 void linear(Context* c, const LinearInput& input, int rows, const LinearOutput* outputs, int n_outputs) {
-  const bool quantised =
-      std::any_of(outputs, outputs + n_outputs, [&](const LinearOutput& o) { return reads_int8(c, o.weight->matrix); });
-  const Made made = produce(c, input, rows, quantised);
+  const auto any = [&](auto reads) {
+    return std::any_of(outputs, outputs + n_outputs, [&](const LinearOutput& o) { return reads(c, o.weight->matrix); });
+  };
+  const Made made = produce(c, input, rows, any(reads_int8), any(reads_bfloat16));
   for (const LinearOutput* o = outputs; o < outputs + n_outputs; ++o) {
     multiply(c, o->weight,
-             {o->weight->matrix, made.x, made.stride, made.quantised, o->bias, o->y, o->stride, o->add}, rows);
+             {o->weight->matrix, made.x, made.stride, made.quantised, o->bias, o->y, o->stride, o->add, made.rounded},
+             rows);
   }
 }
 
@@ -224,10 +238,10 @@ void experts(Context* c, const LinearInput& input, int rows, const Experts& e, f
   const bool own = e.router_norm.kind != NormKind::none;  // the router has another input
   LinearInput routed = input;
   if (own) routed.norm = e.router_norm;
-  Made made = produce(c, routed, rows, quantised && !own);
+  Made made = produce(c, routed, rows, quantised && !own, false);
   multiply(c, e.router, {e.router->matrix, made.x, made.stride, made.quantised, nullptr, at.router, e.count, false}, rows);
   cuda::route(c->stream, e.rule, e.count, at.router, e.bias, e.gain, rows, at.routing);
-  if (own) made = produce(c, input, rows, quantised);
+  if (own) made = produce(c, input, rows, quantised, false);
   const auto product = [&](const Weight* const* weights, const float* x, ptrdiff_t stride, const int32_t* pick,
                            float* to, ptrdiff_t to_stride) {
     const cuda::Product common{weights[0]->matrix, x, stride, at.quantised, nullptr, to, to_stride, false};

@@ -43,7 +43,11 @@ __device__ inline uint32_t bits_of(float value) {
 
 // Two floats as bfloat16, rounded to nearest even, the first in the low half.
 __device__ inline uint32_t bfloat_pair(float a, float b) {
-  const auto rounded = [](float x) { return (bits_of(x) + 0x7fff + (bits_of(x) >> 16 & 1)) >> 16; };
+  const auto rounded = [](float x) {
+    const uint32_t bits = bits_of(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0u;  // NaN, whose bits may all be ones
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
   return rounded(a) | rounded(b) << 16;
 }
 

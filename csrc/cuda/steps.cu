@@ -40,7 +40,7 @@ std::vector<uint8_t> kind_of(const Rows& rows) {
   return kind;
 }
 
-// The recording of a kind, the last used first; null where the kind is new.
+// The recording of a kind, the last used first.
 Recording* find(Context* c, std::vector<uint8_t> kind) {
   for (auto each = c->recordings.begin(); each != c->recordings.end(); ++each) {
     if (each->kind != kind) continue;
@@ -52,7 +52,7 @@ Recording* find(Context* c, std::vector<uint8_t> kind) {
     c->recordings.pop_back();
   }
   c->recordings.emplace_front().kind = std::move(kind);
-  return nullptr;
+  return &c->recordings.front();
 }
 
 }  // namespace
@@ -60,9 +60,11 @@ Recording* find(Context* c, std::vector<uint8_t> kind) {
 bool begin_step(Context* c, const Rows& rows) {
   send(c, rows);
   const bool drifts = std::any_of(rows.info, rows.info + rows.count, [](const RowInfo& r) { return r.drift != nullptr; });
+  c->launching = nullptr;
   if (!c->device->graphs || drifts) return false;
   Recording* recording = find(c, kind_of(rows));
-  if (recording == nullptr || recording->failed) return false;
+  if (!recording->launched) c->launching = recording;
+  if (!recording->launched || recording->failed) return false;
   if (recording->graph != nullptr) {
     check(cudaGraphLaunch(recording->graph, c->stream), "launching a step");
     return true;
@@ -78,6 +80,7 @@ bool begin_step(Context* c, const Rows& rows) {
 
 bool end_step(Context* c, bool whole) {
   Recording* recording = c->recording;
+  if (c->launching != nullptr) c->launching->launched = whole;
   if (recording == nullptr) return true;
   c->recording = nullptr;
   cudaGraph_t graph = nullptr;

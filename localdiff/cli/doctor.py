@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def command(cflags: bool, libs: bool) -> int:
         print(f"engine     {error}")
         healthy = False
     print(f"device     {_device()}")
+    print(f"cublaslt   {_cublaslt()}")
     print(f"llamacpp   {_llamacpp()}")
     print(f"threads    {usable_processors()}")
     print(f"model      {EMBEDDED}{'' if EMBEDDED.is_file() else ' is missing; reinstall localdiff'}")
@@ -62,6 +64,23 @@ def _device() -> str:
         return str(error)
     short = "layers that do not fit stay on the processor, see --gpu-layers"
     return f"{found.name}: {found.reason}; {free:.1f} of {total:.1f} GiB are free, {short}"
+
+
+def _cublaslt() -> str:
+    """What multiplies where products in bfloat16 are asked for."""
+    from ..devices import choose
+    from ..engine import EngineModel, File
+    from ..loading import EMBEDDED
+
+    try:
+        device = choose("auto")
+        if device.name != "cuda":
+            return "not looked for: no GPU is used"
+        os.environ["LOCALDIFF_CUDA_PRODUCTS"] = "bfloat16"  # this process computes nothing
+        with File.open(EMBEDDED) as file, EngineModel(file, device=device.where, plan=True) as model:
+            return f"{model.info.isa}; taken with LOCALDIFF_CUDA_PRODUCTS=bfloat16 only"
+    except LocaldiffError as error:
+        return str(error)
 
 
 def _llamacpp() -> str:

@@ -106,7 +106,39 @@ TEST(every_type_is_decoded_bit_for_bit) {
   }
 }
 
-// float32 for weights in floats, bfloat16 inputs and weights for the others; both with float32 sums.
+TEST(rows_and_weights_are_rounded_to_bfloat16) {
+  std::mt19937 random(5);
+  const int rows = 3, k = 518, stride = 521;
+  auto x = random_floats(rows * stride, random);
+  const uint32_t odd[] = {0x7fffffff, 0xffffffff, 0x7f800001, 0x7f800000, 0xff800000, 1, 0x3f808000, 0x3f818000};
+  memcpy(x.data(), odd, sizeof odd);
+  alignas(4) uint16_t found[rows * k];
+  cuda::round(nullptr, x.data(), stride, k, rows, found);
+  for (int i = 0; i < rows * k; ++i) {
+    const float value = x[i / k * stride + i % k];
+    if (std::isnan(value)) {
+      CHECK(std::isnan(bfloat_to_float(found[i])));
+    } else {
+      CHECK_EQ(found[i], float_to_bfloat(value));
+    }
+  }
+  for (const TypeTraits* type : run_types()) {  // columns 2 to 6 of two matrices
+    if (type->block == 1) continue;
+    const int n = 7, columns = 5, depth = 256;
+    const size_t row_bytes = depth / type->block * type->block_bytes, values = static_cast<size_t>(columns) * depth;
+    const auto bytes = random_blocks(*type, 2 * n * depth / type->block, random);
+    const uint8_t* matrices[] = {bytes.data(), bytes.data() + n * row_bytes};
+    std::vector<uint32_t> made(values);  // pairs
+    cuda::round(nullptr, {{type->type, nullptr, n, depth, row_bytes}, matrices, 2, columns, 2},
+                reinterpret_cast<uint8_t*>(made.data()), values * sizeof(uint16_t));
+    std::vector<float> expected(2 * values);
+    for (int e = 0; e < 2; ++e) type->decode(matrices[e] + 2 * row_bytes, &expected[e * values], values);
+    for (size_t i = 0; i < 2 * values; ++i)
+      CHECK_EQ(made[i / 2] >> i % 2 * 16 & 0xffff, static_cast<uint32_t>(float_to_bfloat(expected[i])));
+  }
+}
+
+// float32 for weights in float32 and float16, bfloat16 inputs and weights for the others; both with float32 sums.
 TEST(products_are_those_of_double_precision) {
   std::mt19937 random(2);
   for (const TypeTraits* type : run_types()) {
@@ -126,7 +158,7 @@ TEST(products_are_those_of_double_precision) {
             nullptr,
             {{type->type, bytes.data(), n, k, row_bytes}, x.data(), k + 3, {}, bias.data(), y.data(), n + 1, add}, rows,
             cores);
-        const bool rounded = cores == cuda::Cores::bfloat16 && type->block > 1;
+        const bool rounded = cores == cuda::Cores::bfloat16 && (type->block > 1 || type->type == TensorType::bf16);
         for (int r = 0; r < rows; ++r) {
           for (int i = 0; i < n; ++i) {
             double sum = 0, size = 0;

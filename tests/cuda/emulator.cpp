@@ -400,14 +400,6 @@ extern "C" __attribute__((visibility("default"))) void ld_emulated_graphs(int* m
   *launched = graphs_launched;
 }
 
-void ld::cuda::run(cudaStream_t stream, std::function<void()> work) {
-  if (stream != nullptr && stream->captured) {
-    stream->graph.work.push_back(std::move(work));
-  } else {
-    work();
-  }
-}
-
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return *stream = new EmulatedStream, cudaSuccess;
 }

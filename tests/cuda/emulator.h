@@ -160,7 +160,13 @@ inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 namespace ld::cuda {
 
 // Now, or when the graph is launched that the stream is captured for.
-void run(cudaStream_t stream, std::function<void()> work);
+inline void run(cudaStream_t stream, std::function<void()> work) {
+  if (stream != nullptr && stream->captured) {
+    stream->graph.work.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
 
 template <class Kernel, class... Arguments>
 void launch(dim3 grid, unsigned threads, cudaStream_t stream, Kernel kernel, Arguments... arguments) {
