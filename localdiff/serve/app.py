@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from sse_starlette.sse import AppStatus
 from starlette.types import ASGIApp
 
 from .. import __version__
@@ -46,6 +47,7 @@ class Binding:
 
 def make_app(hub: Hub, rules: Rules) -> ASGIApp:
     """The ASGI app; the hub is closed when it ends."""
+    AppStatus.disable_automatic_graceful_drain()  # it would cut running streams at the first signal
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
