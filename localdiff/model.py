@@ -82,6 +82,9 @@ class Model:
         self._check_job = check_job
         self._pool = SessionPool(engine, threads)
 
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.info.arch}, {self.info.parameters:,} parameters, on {self.device}>"
+
     @property
     def name(self) -> str:
         return str(self.metadata.get("general.name") or self.path.stem)
@@ -341,6 +344,8 @@ class Model:
         composer, wanted = self._composer(), self._with_preset(options)
         if lengths is not None and composer.lengths is not None:
             composer = replace(composer, lengths=lengths)
+        if not isinstance(prompt, str | Sequence | np.ndarray):
+            raise OptionError(f"the prompt is a {type(prompt).__name__}, expected text, token ids or a list of either")
         if len(prompt) == 0 and not isinstance(prompt, str):
             raise OptionError('the list of prompts is empty, expected at least one; "" is a prompt without text')
         prompts: Sequence[Any] = prompt if _is_batch(prompt) else [prompt]

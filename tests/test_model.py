@@ -163,6 +163,14 @@ def test_sentencepiece_answers_keep_their_first_space() -> None:
 # ---- limits and refusals ----
 
 
+def test_what_is_no_prompt_is_refused_and_a_model_says_what_it_is() -> None:
+    model, _ = model_of(random_table(VOCAB), DiffusionSpec(MASK, True))
+    for wrong, kind in ((5, "int"), (None, "NoneType")):
+        with pytest.raises(OptionError, match=f"the prompt is a {kind}, expected text"):
+            model.generate(wrong)  # type: ignore[call-overload]
+    assert repr(model).startswith(f"<Model {model.name}: ")
+
+
 def test_prompts_that_do_not_fit() -> None:
     model, _ = model_of(random_table(VOCAB), DiffusionSpec(MASK, True, canvas_max=16))
     assert model.canvas_limit == 16

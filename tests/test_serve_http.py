@@ -228,7 +228,7 @@ def test_a_body_of_curl_is_json_and_another_type_is_named(client: httpx.Client) 
         ("/v1/completions", {"prompt": "x", "frequency_penalty": 0.5}, "frequency_penalty"),
         ("/v1/completions", {"prompt": "x", "temperature": -1}, "temperature"),
         ("/v1/completions", {"prompt": "x", "temperature": 1e999}, "temperature"),
-        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, "max_new_tokens"),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ("/v1/completions", {"prompt": "x", "max_tokens": "8"}, "max_tokens"),
         ("/v1/completions", {"prompt": "x", "seed": 2**64}, "seed"),
         ("/v1/completions", {"prompt": "x", "decoder": "none"}, "decoder"),

@@ -18,6 +18,7 @@ from ..atomic import atomic_file
 
 LOG_FILE = "train_log.jsonl"
 CURVE_FILE = "loss.png"
+WIDE = 90  # columns; narrower terminals get the figures without bar and time spent
 PLAIN_EVERY_S = 10.0  # seconds between lines where there is no terminal
 
 
@@ -74,8 +75,12 @@ class TerminalProgress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+        console = Console(stderr=True)
+        figures = (MofNCompleteColumn(), TextColumn("{task.description}"))
+        left = (TextColumn("left"), TimeRemainingColumn())
+        wide = console.width >= WIDE
+        columns = (BarColumn(), *figures, TimeElapsedColumn(), *left) if wide else (*figures, *left)
+        self._bar = Bar(*columns, console=console)
         self._task = self._bar.add_task("starting", total=total, completed=done)
         self._bar.start()
 

@@ -72,8 +72,8 @@ def command(source: Path, target: Path, **values: Any) -> None:
         raise LocaldiffError(f"{source}: was changed meanwhile; leave it as it is and run again")
     if answers.failed:
         raise LocaldiffError(
-            f"{answers.failed} of {counted(len(ids), 'request')} failed; their lines in {target} say why, without them "
-            "they are asked again"
+            f"{answers.failed} of {counted(len(ids), 'request')} failed; their lines in {target} say why, remove them "
+            "to ask again"
         )
     print(f"localdiff: {counted(len(ids), 'request')} answered in {target}", file=sys.stderr)
 

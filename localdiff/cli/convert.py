@@ -48,5 +48,3 @@ def command(
         f"{report.path}: {report.arch}, {report.parameters:,} parameters, {report.file_bytes:,} bytes; tensors {types}",
         file=sys.stderr,
     )
-    if report.spec is None:
-        print("note: the file has no diffusion record; give --diffusion mask=ID,shift=0|1 to add it", file=sys.stderr)

@@ -99,7 +99,7 @@ class Command(click.Command):
 
         parts = re.split(r"('[^']*')", message)
         parts[::2] = [re.sub(r"(?<![\w=-])[a-z]\w*_\w+(?!\w)", flag, part) for part in parts[::2]]
-        parts[0] = re.sub(r"^\w+(?= (?:is|holds|names) )|(?<=has no option )\w+", flag, parts[0])
+        parts[0] = re.sub(r"^\w+(?= (?:is |holds |names |$))|(?<=has no option )\w+", flag, parts[0])
         return "".join(parts)
 
 

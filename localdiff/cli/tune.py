@@ -41,7 +41,7 @@ def command(model: str | None, **values: Any) -> None:
     Without MODEL.gguf the embedded model is tuned.
     """
     from ..adapters import scaled_paths
-    from ..profiles import profile_of, remember, store
+    from ..profiles import profile_of, recall, remember, store
 
     files = [(generating.file_of(model), 1.0), *scaled_paths(values["lora"])]
     if values["show"] and values["forget"]:
@@ -49,7 +49,8 @@ def command(model: str | None, **values: Any) -> None:
     if values["show"]:
         profile = profile_of(files)
     elif values["forget"]:
-        profile_of(files)
+        if recall(files) is None:
+            raise OptionError(f"{files[0][0].name} was not tuned on this machine, so there is nothing to forget")
         remember(files, None)
         return
     else:
@@ -65,7 +66,7 @@ def _tuned(model: str | None, values: dict[str, Any]) -> Profile:
     from ..arithmetic import TEXT
     from ..tuning import tune
 
-    text = TEXT if values["data"] is None else Path(values["data"]).read_bytes().decode("utf-8", "replace")
+    text = TEXT if values["data"] is None else _text(Path(values["data"]))
     seconds = values["seconds"]
     with generating.load(model, values) as loaded, Bar() as bar:
         judge = None if values["judge"] is None else _judge(values["judge"], loaded)
@@ -77,6 +78,13 @@ def _tuned(model: str | None, values: dict[str, Any]) -> Profile:
             text=text,
             progress=lambda what, spent: bar.show(what, min(spent, seconds), seconds),
         )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise OptionError(f"--data {path}: {error.strerror}; name a readable text file") from None
 
 
 def _judge(path: str, model: Model) -> Model:

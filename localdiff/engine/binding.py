@@ -6,6 +6,7 @@ Everything here is shared by the modules of this package; nothing here knows fil
 from __future__ import annotations
 
 import functools
+import numbers
 import os
 import weakref
 from collections.abc import Callable
@@ -142,6 +143,8 @@ def count_of(name: str, value: int | None) -> int:
     """A count for the engine; 0 there means the default."""
     if value is None:
         return 0
+    if not isinstance(value, numbers.Integral):
+        raise OptionError(f"{name} is {value!r}, expected a whole number")
     if not 1 <= value < 2**31:
         raise OptionError(f"{name} is {value}, expected at least 1")
     return value

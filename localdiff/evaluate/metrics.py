@@ -39,6 +39,13 @@ def _rouge_scorer(name: str) -> Any:
     return RougeScorer([name], use_stemmer=False)
 
 
+def check_metrics(names: Sequence[str]) -> None:
+    """Raise LocaldiffError where the package of a metric is missing, before anything is measured."""
+    for name in names:
+        if name.startswith("rouge"):
+            _rouge_scorer(name)
+
+
 METRICS: dict[str, Callable[[str, str], float]] = {
     "exact": exact,
     **{name: functools.partial(rouge, name) for name in ("rouge1", "rouge2", "rougeL")},

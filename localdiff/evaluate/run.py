@@ -23,10 +23,11 @@ from ..atomic import atomic_file, check_target
 from ..errors import OptionError
 from ..options import GenerateOptions
 from .ledger import Ledger, ledger_path
+from .metrics import check_metrics
 from .options import NOT_OF_GENERATION, EvalOptions
 from .protocol import Record, Row, Setting
 from .subject import Subject, open_subject
-from .tasks import TASKS, load
+from .tasks import EXACT, TASKS, load
 
 Progress = Callable[[str, int, int], None]  # what is measured, parts done, parts in all
 _PARTS = 1000  # of an item, as far as progress goes
@@ -93,6 +94,7 @@ def evaluate(
     for target in filter(None, (options.output, options.records)):
         check_target(Path(target))
     task = TASKS[options.task]
+    check_metrics(task.metrics)
     with ExitStack() as stack:
         subject = stack.enter_context(
             open_subject(model, options.attention == "causal", diffusion, **dict(loading or {}))
@@ -115,7 +117,7 @@ def evaluate(
             options.task,
             subject.model.name,
             subject.model.path.name,
-            task.source,
+            EXACT if subject.exact and task is TASKS["nll"] else task.source,
             protocol.summary(measured),
             records,
             len(records) - len(measured),

@@ -38,6 +38,7 @@ class Task:
     word_steps: bool = False
 
 
+EXACT = "exact, each token given those before it"  # in place of the source of nll where a model is left to right
 _SAMPLED = {"decoder": "topk", "steps": 64, "temperature": 0.9}
 
 TASKS: dict[str, Task] = {

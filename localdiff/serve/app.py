@@ -47,7 +47,7 @@ class Binding:
 
 def make_app(hub: Hub, rules: Rules) -> ASGIApp:
     """The ASGI app; the hub is closed when it ends."""
-    AppStatus.disable_automatic_graceful_drain()  # it would cut running streams at the first signal
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # it would cut running streams
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -55,11 +55,14 @@ def refusal(error: Exception) -> Refused:
 
 def shape(path: str, refused: Refused) -> dict[str, Any]:
     """The JSON of a refusal for the clients of a path."""
-    message = refused.message.encode("utf-8", "replace").decode()
-    if path.startswith("/api/"):
+    ollama = path.startswith("/api/")
+    name = "num_predict" if ollama else "max_tokens"  # what clients call it
+    message = refused.message.encode("utf-8", "replace").decode().replace("max_new_tokens", name)
+    if ollama:
         return {"error": message}
+    param = name if refused.param == "max_new_tokens" else refused.param
     kind = KINDS.get(refused.status, "server_error" if refused.status >= 500 else KINDS[400])
-    return {"error": {"message": message, "type": kind, "param": refused.param, "code": refused.code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": refused.code}}
 
 
 def respond(path: str, refused: Refused) -> JSONResponse:
