@@ -42,10 +42,13 @@ int layers_on(const Part& device, const Gguf& file, const Model& model, int want
     if (layers == config.layers) weights += tables - (file.tensor("output.weight") ? 0 : embedding->data.size());
     const Part part{device.ops, device.device, config.layers - layers, config.layers};
     ContextShape shape = part_shape(context_shape(model, 1, rows, rows, rows + 1), part);
-    shape.math = Math::fast;  // which may take scratch besides
     shape.vocab = static_cast<int>(embedding->rows());
     if (feedback) shape.width[static_cast<int>(Buffer::feedback)] = config.dim;
-    const size_t session = device.ops->plan(device.device, shape);
+    size_t session = 0;
+    for (const Math math : {Math::exact, Math::fast}) {
+      shape.math = math;
+      session = std::max(session, device.ops->plan(device.device, shape));
+    }
     if (weights + session > free) break;
     fitting = layers;
   }

@@ -53,7 +53,8 @@ struct Fetched {
   static constexpr int kParts = kBlock / Format::kSpan;  // scales of a block
   static constexpr int kMinimums = Format::kMinimum ? kParts : 1;
   uint32_t words[kWords];
-  float scale[kParts], minimum[kMinimums], x_scale, x_sum[kMinimums];
+  float scale[kParts], minimum[kMinimums], x_scale;
+  uint32_t x_sums;
 
   // Zeros where there is no block: its sums go nowhere.
   __device__ void weights(const uint8_t* row, int k, bool present) {
@@ -68,16 +69,13 @@ struct Fetched {
 
   __device__ void rows(const Quantised& x, ptrdiff_t at, bool present) {
     x_scale = present ? x.scale[at] : 0;
-    if constexpr (Format::kMinimum) {
-      const uint32_t sums = present ? x.sums[at] : 0;
-      const int upper = static_cast<int16_t>(sums & 0xffff), lower = static_cast<int16_t>(sums >> 16);
-      if constexpr (kParts == 1) {
-        x_sum[0] = x_scale * static_cast<float>(upper + lower);
-      } else {
-        x_sum[0] = x_scale * static_cast<float>(upper);
-        x_sum[1] = x_scale * static_cast<float>(lower);
-      }
-    }
+    if constexpr (Format::kMinimum) x_sums = present ? x.sums[at] : 0;
+  }
+
+  // scale * sum of the rows' integers that share minimum `part`.
+  __device__ float x_sum(int part) const {
+    const int upper = static_cast<int16_t>(x_sums & 0xffff), lower = static_cast<int16_t>(x_sums >> 16);
+    return x_scale * static_cast<float>(kParts == 1 ? upper + lower : part == 0 ? upper : lower);
   }
 };
 
@@ -128,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
     if (x_row < Tile::kRows) {
       x_scale[x_block][x_row] = next.x_scale;
       if constexpr (Format::kMinimum) {
-        LD_UNROLL for (int part = 0; part < kParts; ++part) x_sum[x_block * kParts + part][x_row] = next.x_sum[part];
+        LD_UNROLL for (int part = 0; part < kParts; ++part) x_sum[x_block * kParts + part][x_row] = next.x_sum(part);
       }
     }
     wait_copies();
@@ -138,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
       uint32_t b[Tile::kColumnTiles][2];
       mine.weights(w, block, b);
       LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
+        __syncwarp();  // without it the compiler reads ahead of all r more than 128 registers hold
         uint32_t a[4];
         mine.rows(x[half], block, r, a);
         const int row = mine.row(r, 0);
