@@ -51,9 +51,10 @@ class GenerateOptions:
     threshold: float | None = option("commit every token at least this probable", range=(0, 1))
     block_length: int | None = option("positions denoised before the next ones begin", range=(1, math.inf))
     order: str | None = option(
-        "what is committed first, by decoder", choices=tuple(dict.fromkeys((*words("order"), *ALIASES)))
+        "what is committed first (llada, dream, sdar, dreamon, eb-sampler, prophet)",
+        choices=tuple(dict.fromkeys((*words("order"), *ALIASES))),
     )
-    order_temperature: float | None = option("randomness of the order, 0 = none", range=(0, 1e6))
+    order_temperature: float | None = option("randomness of the order, 0 = none (rdm, dream)", range=(0, 1e6))
     factor: float | None = option("how unsure tokens committed together may be (factor)", range=(0, 1e6))
     schedule: str | None = option("how the number of masks falls (rdm)", choices=words("schedule"))
     remask: str | None = option("which tokens are masked again (rdm, remdm)", choices=words("remask"))
@@ -64,18 +65,25 @@ class GenerateOptions:
     steps_per_block: int | None = option("denoise steps of a block at most (sdar)", range=(1, math.inf))
     edit_threshold: float | None = option("replace a token by one at least this probable (llada2.1)", range=(0, 1))
     edit_steps: int | None = option("passes over a full block to edit it (llada2.1)", range=(0, math.inf))
-    entropy_bound: float | None = option("joint entropy of tokens committed together, in nats", range=(0, math.inf))
+    entropy_bound: float | None = option(
+        "joint entropy of tokens committed together, in nats (entropy-bound, sdar, rnd1, wedlm, eb-sampler)",
+        range=(0, math.inf),
+    )
     end_temperature: float | None = option("temperature of the last step (entropy-bound)", range=(0, 1e6))
     distance_penalty: float | None = option("entropy added per position ahead (wedlm)", range=(0, 1e6))
     expansions: int | None = option("how often the text may grow (dreamon, daedal)", range=ZERO_UP)
     divergence: float | None = option("commit where a distribution moved less, in nats (klass)", range=(0, math.inf))
-    relaxed_threshold: float | None = option("second, lower threshold", range=(0, 1))
+    relaxed_threshold: float | None = option(
+        "second, lower threshold (localleap, hierarchical, daedal, slowfast)", range=(0, 1)
+    )
     verify_threshold: float | None = option("mask tokens again that are less probable unseen (wino)", range=(0, 1))
     radius: int | None = option("how far a sure token reaches (localleap)", range=ZERO_UP)
     delimiter_threshold: float | None = option("end a block at a line end this probable (adablock)", range=(0, 1))
     position_decay: float | None = option("how strongly the left comes first (pc-sampler)", range=(0, 1e6))
     pace: float | None = option("tokens of a block written at a step, on average (spread)", range=(1, 1e6))
-    end_token: str | None = option("when the text may end: any time, last, never (llada)", choices=words("end_token"))
+    end_token: str | None = option(
+        "when the text may end: any time, last, never (llada, prophet)", choices=words("end_token")
+    )
     temperature: float | None = option("randomness of the tokens, 0 = the likeliest", range=(0, 1e6))
     top_k: int | None = option("draw from the k likeliest tokens only, 0 = off", range=ZERO_UP)
     top_p: float | None = option("draw from the likeliest tokens of this total probability, 1 = all", range=(1e-6, 1))
@@ -85,9 +93,10 @@ class GenerateOptions:
         choices=tuple(CACHES),
     )
     cache_window: int | None = option(
-        "positions that are besides: around the block, the surest or the most changed", range=(1, math.inf)
+        "positions recomputed besides: around the block, the surest or the most changed, as the cache has it",
+        range=(1, math.inf),
     )
-    cache_refresh: int | None = option("steps until all rows are, 0 = never", range=ZERO_UP)
+    cache_refresh: int | None = option("steps until all rows are recomputed, 0 = never", range=ZERO_UP)
     report_drift: bool | None = option("compute everything exactly too and say how far the cache is off")
     samples: int | None = option("texts for each prompt, with the seeds seed, seed + 1, ...", range=(1, 1024))
     stop: tuple[str, ...] | None = option(

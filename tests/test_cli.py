@@ -341,6 +341,20 @@ def test_help_has_each_flag_under_one_heading_and_names_no_field() -> None:
     assert shown.index("Text:") < shown.index("--top-k") < shown.index("Decoding:") < shown.index("Cache:")
 
 
+def test_the_decoders_that_help_names_are_those_that_have_the_option() -> None:
+    from localdiff.decode.table import DECODERS
+    from localdiff.options import GenerateOptions
+
+    named: dict[str, list[str]] = {}
+    for field in dataclasses.fields(GenerateOptions):
+        found = re.search(r"\(([\w., -]+)\)$", field.metadata["help"])
+        if found and set(found[1].split(", ")) <= set(DECODERS):
+            named[field.name] = found[1].split(", ")
+    assert len(named) > 15
+    for name, decoders in named.items():
+        assert sorted(decoders) == sorted(other for other, row in DECODERS.items() if name in row.defaults), name
+
+
 def test_no_command_shows_the_help_and_is_wrong_usage() -> None:
     done = localdiff()
     assert (done.returncode, done.stdout) == (2, "")

@@ -171,6 +171,9 @@ class Window:
 
 
 def main() -> None:
-    root = tk.Tk()
+    try:
+        root = tk.Tk()
+    except tk.TclError as error:
+        sys.exit(f"no window can be opened: {error}")
     Window(root, sys.argv[1] if len(sys.argv) > 1 else None)
     root.mainloop()
