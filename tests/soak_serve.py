@@ -60,16 +60,16 @@ def session_bytes(url: str) -> int:
     return sum(model["session_bytes"] for model in httpx.get(f"{url}/v1/models", timeout=300).json()["data"])
 
 
-def warm_up(url: str, attacks: Attacks) -> None:
-    """Attack until the sessions do not grow any more."""
-    before = -1
+def warm_up(server: Server, attacks: Attacks) -> None:
+    """Attack until the sessions do not grow any more, nor the part of their memory that was ever used."""
+    before, used = -1, 0.0
     for _ in range(20):
         for _, count, attack in attacks:
-            asyncio.run(beside(url, attack(url, min(count, 1000))))
-        now = session_bytes(url)
-        if now == before:
+            asyncio.run(beside(server.url, attack(server.url, min(count, 1000))))
+        now, now_used = session_bytes(server.url), resources(server)[1]
+        if now == before and now_used < used * 1.005:
             return
-        before = now
+        before, used = now, now_used
 
 
 def from_description(url: str, count: int, minutes: float) -> str:
@@ -190,7 +190,7 @@ def main() -> int:
         with Server(str(stories), "--model", f"{CHATTY}={chatty}", "--queue", "2000") as server:
             attacks: Attacks = [("streams held", asked.streams, held), ("slow clients", asked.slow, slow),
                        ("disconnects", asked.leave, leaving)]  # fmt: skip
-            warm_up(server.url, attacks)
+            warm_up(server, attacks)
             for name, count, attack in attacks:
                 files, memory = resources(server)
                 served = asyncio.run(beside(server.url, attack(server.url, count)))
