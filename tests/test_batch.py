@@ -172,6 +172,7 @@ def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "only for --ray" in capsys.readouterr().err
     assert batch(source, target, "--parallel", "0") == 2
     assert batch(source, target, "--model", "missing.gguf") == 1
+    assert not target.exists()
     with Answers(target, set()), pytest.raises(OptionError, match="another run"):
         Answers(target, set())
     empty, target = write(tmp_path)

@@ -1,5 +1,6 @@
 """`quantize`: one GGUF file becomes another. What changes, what stays, importance, refusals, interruption."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,9 @@ def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr()
     assert said.out == ""
     assert "q4_k_m, " in said.err
-    assert "bits per parameter; tensors " in said.err
+    with File.open(out) as file:
+        bits = 8 * sum(tensor.nbytes for tensor in file.tensors) / sum(math.prod(each.shape) for each in file.tensors)
+    assert f" {bits:.2f} bits per parameter; tensors " in said.err
     assert main(["quantize", str(out), str(tmp_path / "again.gguf"), "--type", "q2_k"]) == 2
     assert "--allow-requantize" in capsys.readouterr().err
     assert main(["quantize", str(source), str(out), "--type", "q9"]) == 2

@@ -68,10 +68,11 @@ class AdaptOptions:
     """Settings of one training run. Counts are whole numbers; rates are per optimiser step."""
 
     base: str | None = option("HF folder, .gguf or llama2.c .bin to start from; leave out with --shape", None)
-    output: str = option("folder for the result, its checkpoints and its log", "", short="o")
+    output: str = option("folder for the result, its checkpoints and its log; required", "", short="o")
     config: str | None = option("TOML file of settings named like the flags; what is typed wins over it", None)
     data: tuple[str, ...] = option(
-        "text files: .txt .jsonl, also with .xz or .gz; a file named twice counts twice; hub:NAME with --stream", ()
+        "text files: .txt .jsonl, also .xz or .gz; a file named twice counts twice; hub:NAME with --stream; required",
+        (),
     )
     instruct: bool = option("the data are .jsonl files of prompts and answers; only answers are learnt", False)
     template: str = option(

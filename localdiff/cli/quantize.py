@@ -42,6 +42,6 @@ def command(
     types = ", ".join(f"{count} {name}" for name, count in report.types.items())
     print(
         f"{report.path}: {report.type}, {report.source_bytes:,} -> {report.file_bytes:,} bytes, "
-        f"{8 * report.file_bytes / report.parameters:.2f} bits per parameter; tensors {types}",
+        f"{8 * report.tensor_bytes / report.parameters:.2f} bits per parameter; tensors {types}",
         file=sys.stderr,
     )

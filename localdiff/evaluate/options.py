@@ -37,8 +37,10 @@ _ONLY_FOR = {
 class EvalOptions:
     """Settings of one evaluation."""
 
-    task: str = option("what to measure", "", choices=tuple(TASKS))
-    data: tuple[str, ...] = option("the data set or texts: .txt or .jsonl, also .xz, .gz or .bz2", ())
+    task: str = option("what to measure; required", "", choices=tuple(TASKS))
+    data: tuple[str, ...] = option(
+        "the data set or texts: .txt or .jsonl, also .xz, .gz or .bz2; required but for unconditional", ()
+    )
     output: str = option("write the result with every item here, as JSON", "", short="o")
     records: str = option("write every item's record on a line of its own here, such as samples for an evaluator", "")
     resume: bool = option("go on with the items that an interrupted run with this output left out", False)

@@ -39,6 +39,7 @@ class QuantizeReport:
     parameters: int
     source_bytes: int
     file_bytes: int
+    tensor_bytes: int  # of them
     notices: tuple[str, ...]  # sentences a user should see
 
 
@@ -101,6 +102,7 @@ def quantize(
         parameters=sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
         source_bytes=sum(path.stat().st_size for path in reader.files),
         file_bytes=out.stat().st_size,
+        tensor_bytes=sum(tensor.nbytes for tensor in tensors),
         notices=tuple(notices),
     )
 

@@ -99,6 +99,8 @@ class Answers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             os.fsync(self._file)
+            if error is not None and not self._size:  # nothing was begun
+                self._path.unlink(missing_ok=True)
         finally:
             os.close(self._file)
 
