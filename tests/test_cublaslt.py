@@ -23,6 +23,7 @@ from emulated import EMULATED, FAKE_CUBLASLT, PLUGIN, needs_plugin
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 from random_model import Shape, random_blocks, write_random_model  # noqa: E402
 
+from localdiff.devices import find_cublaslt  # noqa: E402
 from localdiff.engine import EngineModel, File, Request  # noqa: E402
 from localdiff.errors import EngineError, OptionError  # noqa: E402
 from localdiff.quantize import quantize  # noqa: E402
@@ -181,6 +182,17 @@ def test_what_fails_is_told(random_files: Path, monkeypatch: pytest.MonkeyPatch,
         open_model(path, monkeypatch)
     with pytest.raises(OptionError, match="is 'bf16', expected int8, float32, bfloat16 or bfloat16-own"):
         open_model(path, monkeypatch, "bf16")
+
+
+def test_the_newest_library_of_this_pythons_packages_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cublas/lib/libcublasLt.so.12", "cu13/lib/libcublasLt.so.13", "cu13/lib/libcublasLt.so.14"):
+        path = tmp_path / "nvidia" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = find_cublaslt()
+    assert found is not None
+    assert found.name == "libcublasLt.so.13"
 
 
 def test_the_declarations_are_those_of_the_header() -> None:
