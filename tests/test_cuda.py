@@ -116,6 +116,20 @@ def test_quantised_weights_in_bfloat16(
     assert divergence(exact, found) <= 1.2 * divergence(exact, processor) <= 5e-3
 
 
+@pytest.mark.parametrize("name", ["Dream", "SDAR-MoE"])
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_weights_of_16_bits_on_tensor_cores(
+    files: FamilyFiles, tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from localdiff.quantize import quantize
+
+    path, tokens = quantize(files(name), tmp_path / f"{kind}.gguf", type=kind).path, tokens_of(19)
+    expected, found = logits(open_model(path, "cpu"), tokens), logits(open_model(path), tokens)
+    assert np.abs(found - expected).max() / np.abs(expected).max() <= 1e-5
+    monkeypatch.setenv("LOCALDIFF_CUDA_PRODUCTS", "float32")
+    assert 0 < np.abs(logits(open_model(path), tokens) - found).max() / np.abs(found).max() <= 1e-5
+
+
 def test_the_default_model_is_within_the_bound() -> None:
     """The bound is a mean KL of 1e-3 at masked positions; SmolLM2 is `tools/dev gpu_kl`."""
     model = ROOT / "localdiff" / "models" / "localdiff-stories.gguf"

@@ -1,18 +1,10 @@
-// Rows and weights rounded to bfloat16, to nearest even, for products that read both so (blas.cu, gemm.cu).
+// Weights rounded to bfloat16, to nearest even, for products that read both sides so (blas.cu, tensor.cu).
 #include "cuda/product.h"
 
 namespace ld::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-__global__ void round_kernel(const float* x, ptrdiff_t stride, int k, uint16_t* out) {
-  const int row = static_cast<int>(blockIdx.x);
-  for (int i = threadIdx.x * 2; i < k; i += kThreads * 2) {
-    const uint32_t pair = bfloat_pair(x[row * stride + i], x[row * stride + i + 1]);
-    memcpy(out + static_cast<size_t>(row) * k + i, &pair, sizeof pair);
-  }
-}
 
 // A thread makes eight values.
 template <class Format>
@@ -30,10 +22,6 @@ __global__ void weights_kernel(Source source, uint8_t* to, size_t step) {
 }
 
 }  // namespace
-
-void round(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, uint16_t* out) {
-  LD_LAUNCH(round_kernel, static_cast<unsigned>(rows), kThreads, stream, x, stride, k, out);
-}
 
 void round(cudaStream_t stream, const Source& source, uint8_t* to, size_t step) {
   const size_t eights = static_cast<size_t>(source.columns) * source.w.k / 8;

@@ -54,7 +54,7 @@ using Owned = std::unique_ptr<std::remove_pointer_t<Descriptor>, Status (*)(Desc
 // Products that differ in addresses and the number of rows only.
 struct Kind {
   int n, k;
-  ptrdiff_t y_stride;
+  ptrdiff_t x_stride, y_stride;
   int alignment;  // of the results, bytes
   bool bias, add;
   auto operator<=>(const Kind&) const = default;
@@ -63,7 +63,7 @@ struct Kind {
 Kind kind_of(const BlasProduct& p) {
   const uintptr_t result = reinterpret_cast<uintptr_t>(p.y) | static_cast<uintptr_t>(p.y_stride) * sizeof(float);
   const int alignment = result % 16 == 0 ? 16 : result % 8 == 0 ? 8 : 4;
-  return {p.n, p.k, p.y_stride, alignment, p.bias != nullptr, p.add};
+  return {p.n, p.k, p.x_stride, p.y_stride, alignment, p.bias != nullptr, p.add};
 }
 
 // Whether products of a kind are the library's: decided by the first one, for all that follow.
@@ -176,7 +176,7 @@ struct Blas::Library {
     check(call.matmul_desc_create(&made, kComputeFloat32, kFloat32), "describing a product");
     Plan plan{{made, call.matmul_desc_destroy},
               layout(kBfloat16, kind.k, kind.n, kind.k),
-              layout(kBfloat16, kind.k, kReferenceRows, kind.k),
+              layout(kBfloat16, kind.k, kReferenceRows, kind.x_stride),
               layout(kFloat32, kind.n, kReferenceRows, kind.y_stride)};
     if (!set(plan, kMatmulTransposeA, kTransposed) || (kind.bias && !set(plan, kMatmulEpilogue, kEpilogueBias)))
       check(kInvalidValue, "describing a product");

@@ -1,5 +1,5 @@
 // Products of bfloat16 matrices with float32 sums by cuBLASLt, a library of NVIDIA's that is opened at run time and may be
-// absent; gemm.cu has a kernel for the same products. A row's result does not depend on how many rows there are. Not here:
+// absent; tensor.cu has a kernel for the same products. A row's result does not depend on how many rows there are. Not here:
 // making bfloat16 of weights and rows.
 #pragma once
 
@@ -12,11 +12,12 @@
 
 namespace ld::cuda {
 
-// y[r * y_stride + i] = or += sum over j of w[i * k + j] * x[r * k + j], plus bias[i].
+// y[r * y_stride + i] = or += sum over j of w[i * k + j] * x[r * x_stride + j], plus bias[i].
 struct BlasProduct {
   const uint16_t* w;  // [n, k]
   int n, k;
   const uint16_t* x;  // [rows, k]
+  ptrdiff_t x_stride;
   const float* bias;  // [n] or null
   float* y;
   ptrdiff_t y_stride;

@@ -61,11 +61,15 @@ class Memory {
 constexpr int kMostTop = 64;
 constexpr size_t kLogitBytes = size_t{256} << 20;  // of logits and exponentials that are held at a time
 
+// How quantised weights are multiplied; where it is float32, all weights are, and where it is bfloat16, those in it too.
+enum class Cores { float32, bfloat16, int8 };
+
 struct Device {
   int index = 0;
-  cuda::Cores cores = cuda::Cores::int8;  // that multiply quantised weights
-  std::unique_ptr<cuda::Blas> blas;       // that multiplies in bfloat16; null where the own kernel does
-  bool exact_attention = false;           // without tensor cores
+  Cores cores = Cores::int8;
+  bool bfloat16 = true;              // tensor cores have it
+  std::unique_ptr<cuda::Blas> blas;  // that multiplies in bfloat16; null where the own kernel does
+  bool exact_attention = false;      // without tensor cores
   bool graphs = true;
   bool plan = false;
   std::string isa;
@@ -106,7 +110,6 @@ struct Layout {
     quantised.q = arena.take<int8_t>(inputs, (s.max_k + 31) / 32 * 32);
     quantised.scale = arena.take<float>(inputs, blocks);
     quantised.sums = arena.take<uint32_t>(inputs, blocks);
-    if (library) rounded = arena.take<uint16_t>(inputs, s.max_k);
     const int most_n =
         std::max({s.vocab, s.expert_dim, s.max_k, *std::max_element(std::begin(s.width), std::end(s.width))});
     form_bytes = form_scratch(form_type, most_n, s.max_k);
@@ -133,7 +136,11 @@ struct Layout {
     }
     chunk = static_cast<int>(std::clamp<size_t>(kLogitBytes / (2 * sizeof(float) * s.vocab), 2, s.score_rows + 1));
     logits = arena.take<float>(chunk, s.vocab);
-    exponentials = arena.take<float>(chunk, s.vocab);
+    // Rows are split for a product only, exponentials made when the products are done: they share memory.
+    const size_t split_blocks = cuda::split_blocks(s.max_k), logit_values = static_cast<size_t>(chunk) * s.vocab;
+    const size_t split_values = inputs * split_blocks * cuda::kMostParts * (cuda::kSplitBlock / 2);
+    exponentials = arena.take<float>(std::max(logit_values, split_values));
+    split = {reinterpret_cast<uint32_t*>(exponentials), arena.take<float>(inputs, split_blocks)};
     tasks = arena.take<cuda::ScoreTask>(chunk);
     if (s.width_of(Buffer::feedback) > 0) {
       expectation.factor = arena.take<float>(chunk);
@@ -151,8 +158,8 @@ struct Layout {
   float* buffers[static_cast<int>(Buffer::count)];
   float *made, *angles, *drift;
   cuda::Quantised quantised;
-  uint8_t* workspace = nullptr;  // of the library for products in bfloat16, and the rows that it reads
-  uint16_t* rounded = nullptr;
+  uint8_t* workspace = nullptr;  // of the library for products in bfloat16
+  cuda::Split split;
   uint8_t* form;  // parts of weights in the session's form (forms.h)
   size_t form_bytes;
   std::vector<cuda::State> states;  // by layer
@@ -231,24 +238,21 @@ inline void finish(Context* c) {
   check(cudaGetLastError(), "computing");
 }
 
-// What products read: x itself where nothing is done to it, and the same in int8 where it is asked for.
+// What products read: x itself where nothing is done to it, and the forms of it that they were found to read.
 struct Made {
   const float* x;
   ptrdiff_t stride;
-  cuda::Quantised quantised;
-  const uint16_t* rounded;
+  int width, rows;
+  bool quantised = false;
+  cuda::Form split = cuda::Form::float32;  // none
 };
-Made produce(Context* c, const LinearInput& given, int rows, bool quantised, bool rounded);
+Made produce(Context* c, const LinearInput& given, int rows);
 
-// Whether products with a matrix read int8.
-inline bool reads_int8(const Context* c, const cuda::Matrix& w) {
-  return c->device->cores == cuda::Cores::int8 && !cuda::is_float(w.type);
-}
-
-// Whether they may read bfloat16: products by a library, which takes rows of aligned ends.
-inline bool reads_bfloat16(const Context* c, const cuda::Matrix& w) {
-  return c->device->blas != nullptr && (!cuda::is_float(w.type) || w.type == TensorType::bf16) && w.k % 8 == 0;
-}
+// y[r * stride + i] = or += as Product has it; made is given the form that is read, for the next ones.
+cuda::Product product_of(Context* c, Made& made, const Weight* weight, const float* bias, float* y, ptrdiff_t stride,
+                         bool add = false);
+void multiply(Context* c, Made& made, const Weight* weight, const float* bias, float* y, ptrdiff_t stride,
+              bool add = false);
 
 // steps.cu
 bool begin_step(Context* c, const Rows& rows);

@@ -1,8 +1,7 @@
 // Where copies of weights in another form lie, and products that read them. A session asks for a copy once and remembers the
 // answer: graphs that it recorded keep reading what they read. Nothing is allocated or waited for while a step is recorded.
-#include "cuda/forms.h"
-
 #include "cuda/context.h"
+#include "cuda/forms.h"
 
 namespace ld {
 namespace {
@@ -85,16 +84,23 @@ cuda::Product part_of(cuda::Product product, const FormPart& part) {
 // Whether a library has multiplied.
 bool multiplied_by_library(Context* c, const cuda::Product& p, int rows) {
   cuda::Blas* blas = c->device->blas.get();
-  if (blas == nullptr || p.rounded == nullptr || p.w.type != TensorType::bf16) return false;
-  const cuda::BlasProduct product{
-      reinterpret_cast<const uint16_t*>(p.w.data), p.w.n, p.w.k, p.rounded, p.bias, p.y, p.y_stride, p.add};
+  if (blas == nullptr || p.form != cuda::Form::bfloat16) return false;
+  const cuda::BlasProduct product{reinterpret_cast<const uint16_t*>(p.w.data),
+                                  p.w.n,
+                                  p.w.k,
+                                  reinterpret_cast<const uint16_t*>(p.split.words),
+                                  cuda::split_blocks(p.w.k) * cuda::kSplitBlock,
+                                  p.bias,
+                                  p.y,
+                                  p.y_stride,
+                                  p.add};
   return blas->multiply(c->stream, product, rows, c->layout.workspace);
 }
 
 }  // namespace
 
 std::optional<TensorType> session_form(const Device& device, Math math) {
-  if (device.cores == cuda::Cores::bfloat16) return TensorType::bf16;
+  if (device.cores == Cores::bfloat16) return TensorType::bf16;
   if (math == Math::fast) return TensorType::i8;
   return std::nullopt;
 }
@@ -149,16 +155,16 @@ size_t Copies::bytes() const {
 void multiply(Context* c, const Weight* weight, const cuda::Product& product, int rows) {
   for_parts(c, weight, nullptr, 1, [&](const FormPart& part) {
     const cuda::Product of_part = part_of(product, part);
-    if (!multiplied_by_library(c, of_part, rows)) cuda::multiply(c->stream, of_part, rows, c->device->cores);
+    if (!multiplied_by_library(c, of_part, rows)) cuda::multiply(c->stream, of_part, rows);
   });
 }
 
 void multiply_experts(Context* c, const Weight* const* weights, const cuda::ExpertProduct& product, int most_rows) {
   for_parts(c, weights[0], product.data, product.experts, [&](const FormPart& part) {
-    cuda::multiply_experts(c->stream,
-                           {part_of(product.common, part), part.data, part.step, product.begin + part.expert,
-                            product.pick, part.experts},
-                           most_rows, c->device->cores);
+    cuda::multiply_experts(
+        c->stream,
+        {part_of(product.common, part), part.data, part.step, product.begin + part.expert, product.pick, part.experts},
+        most_rows);
   });
 }
 

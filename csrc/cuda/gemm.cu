@@ -1,15 +1,10 @@
-// Matrix products with weights as they lie in the file: each tile of weights is decoded to shared memory once and used for
-// all rows of the block. Two kernels here: float32 on the ordinary cores for weights in floats, which keeps their
-// precision, and bfloat16 tensor cores for quantised ones; int8.cu has a third, fold.cu one for folded weights. No split
-// along k: a row's sum does not depend on how many rows there are.
-#include <type_traits>
-
+// Matrix products, by the form of their rows, and those in float32 on the ordinary cores, with weights as they lie in the
+// file: each tile of weights is decoded to shared memory once and used for all rows of the block. No split along k: a
+// row's sum does not depend on how many rows there are. Not here: tensor cores (int8.cu, fold.cu, tensor.cu).
 #include "cuda/product.h"
 
 namespace ld::cuda {
 namespace {
-
-// ---- float32 ----
 
 constexpr int kTile = 64, kDepth = 16, kThreads = 256;  // each thread: 4 rows x 4 columns
 
@@ -47,75 +42,11 @@ __global__ void __launch_bounds__(kThreads) float_kernel(Product p, Rows rows) {
     }
 }
 
-// ---- bfloat16 tensor cores ----
-
-constexpr int kTensorRows = 128, kTensorColumns = 128, kTensorDepth = 32;
-constexpr int kPitch = kTensorDepth / 2 + 4;  // pairs; 20 words apart: fragments are read without bank conflicts
-
-// Eight warps, two by four: each 64 rows x 32 columns, four by four tiles of 16 x 8.
-template <class Format>
-__global__ void __launch_bounds__(kThreads) tensor_kernel(Product p, Rows rows) {
-  __shared__ uint32_t w[kTensorColumns][kPitch], x[kTensorRows][kPitch];  // pairs of bfloat16
-  const Share share = rows.share(p);
-  const int row0 = share.first + static_cast<int>(blockIdx.y) * kTensorRows;
-  const int column0 = static_cast<int>(blockIdx.x) * kTensorColumns;
-  if (row0 >= share.last) return;
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
-  const int group = lane / 4, within = lane % 4;
-  const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
-  float sum[4][4][4] = {};
-  for (int k0 = 0; k0 < p.w.k; k0 += kTensorDepth) {
-    __syncthreads();
-    for (int part = thread; part < kTensorColumns * kTensorDepth / 8; part += kThreads) {
-      const int line = part / (kTensorDepth / 8), k = part % (kTensorDepth / 8) * 8;
-      float values[8] = {};
-      if (column0 + line < p.w.n && k0 + k < p.w.k) {
-        decode_eight<Format>(share.data + static_cast<size_t>(column0 + line) * p.w.row_bytes, k0 + k, p.w.k, values);
-      }
-      for (int j = 0; j < 4; ++j) w[line][k / 2 + j] = bfloat_pair(values[2 * j], values[2 * j + 1]);
-      float inputs[8] = {};
-      const int row = row0 + line;
-      if (row < share.last) {
-        const float* from = p.x + rows.input(row) * p.x_stride + k0 + k;
-        for (int j = 0; j < 8; ++j) inputs[j] = k0 + k + j < p.w.k ? from[j] : 0;
-      }
-      for (int j = 0; j < 4; ++j) x[line][k / 2 + j] = bfloat_pair(inputs[2 * j], inputs[2 * j + 1]);
-    }
-    __syncthreads();
-    for (int i = 0; i < kTensorDepth / 2; i += 8) {  // sixteen values of k
-      uint32_t b[4][2];
-      LD_UNROLL for (int c = 0; c < 4; ++c) {
-        const uint32_t* from = w[warp_column + c * 8 + group] + i + within;
-        b[c][0] = from[0];
-        b[c][1] = from[4];
-      }
-      LD_UNROLL for (int r = 0; r < 4; ++r) {
-        const uint32_t *upper = x[warp_row + r * 16 + group] + i + within, *lower = upper + 8 * kPitch;
-        const uint32_t a[4] = {upper[0], lower[0], upper[4], lower[4]};
-        LD_UNROLL for (int c = 0; c < 4; ++c) multiply_tile(sum[r][c], a, b[c]);
-      }
-    }
-  }
-  LD_UNROLL for (int r = 0; r < 4; ++r) LD_UNROLL for (int c = 0; c < 4; ++c) LD_UNROLL for (int i = 0; i < 4; ++i) {
-    const int row = row0 + warp_row + r * 16 + group + i / 2 * 8;
-    const int column = column0 + warp_column + c * 8 + within * 2 + i % 2;
-    if (row < share.last && column < p.w.n) put(p, row, column, sum[r][c][i]);
-  }
-}
-
-void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts, Cores cores) {
+void launch(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts) {
   if (product.w.type == TensorType::i8) return multiply_folded(stream, product, rows, most_rows, experts);
+  if (product.form == Form::int8) return multiply_int8(stream, product, rows, most_rows, experts);
+  if (product.form != Form::float32) return multiply_split(stream, product, rows, most_rows, experts);
   with_format(product.w.type, [&]<class Format>() {
-    if constexpr (Format::kInteger) {
-      if (cores == Cores::int8) return multiply_int8(stream, product, rows, most_rows, experts);
-    }
-    if constexpr (Format::kInteger || std::is_same_v<Format, BF16>) {
-      if (cores == Cores::bfloat16) {
-        const dim3 grid(parts(product.w.n, kTensorColumns), parts(most_rows, kTensorRows), experts);
-        LD_LAUNCH((tensor_kernel<Format>), grid, kThreads, stream, product, rows);
-        return;
-      }
-    }
     const dim3 grid(parts(product.w.n, kTile), parts(most_rows, kTile), experts);
     LD_LAUNCH((float_kernel<Format>), grid, kThreads, stream, product, rows);
   });
@@ -123,13 +54,13 @@ void launch(cudaStream_t stream, const Product& product, const Rows& rows, int m
 
 }  // namespace
 
-void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores) {
-  launch(stream, product, {rows, nullptr, 0, nullptr, nullptr}, rows, 1, cores);
+void multiply(cudaStream_t stream, const Product& product, int rows) {
+  launch(stream, product, {rows, nullptr, 0, nullptr, nullptr}, rows, 1);
 }
 
-void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, Cores cores) {
+void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows) {
   launch(stream, product.common, {0, product.data, product.step, product.begin, product.pick}, most_rows,
-         product.experts, cores);
+         product.experts);
 }
 
 }  // namespace ld::cuda

@@ -10,7 +10,7 @@ namespace ld::cuda {
 // A matrix in device memory as it lies in the file: [n, k] in blocks of `type`.
 struct Matrix {
   TensorType type;
-  const uint8_t* data;
+  const uint8_t* data;  // 16-byte aligned
   int n, k;
   size_t row_bytes;
 };
@@ -43,34 +43,41 @@ struct Quantised {
   uint32_t* sums;  // [rows][blocks]
   int size = 32;   // of a block, or kGroup
   constexpr ptrdiff_t blocks(int k) const { return (k + size - 1) / size; }
-  // From row `first` on.
-  Quantised from(ptrdiff_t first, int k) const {
-    return {q + first * k, scale + first * blocks(k), sums + first * blocks(k), size};
-  }
 };
 constexpr int kGroup = 128;
 // k is a multiple of 32.
 void quantise(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, const Quantised& out);
 
-// ---- gemm.cu and int8.cu ----
-// How quantised weights are multiplied: in the blocks of the file, with int32 sums of int8 products, equal to exact
-// arithmetic on a processor; both sides rounded to bfloat16, with float32 sums, which weights in bfloat16 are then too; or
-// in float32, as weights in floats are.
-enum class Cores { none, bfloat16, int8 };
+// What a product reads of its rows: float32; int8 in blocks, whose int32 sums with the blocks of the file are those of exact
+// arithmetic on a processor; or, for tensor cores with float32 sums, bfloat16 for weights in bfloat16, and parts that are as
+// good as float32, two of float16 or three of bfloat16, for weights in the same.
+enum class Form { float32, int8, bfloat16, halves, bfloats };
 
+// ---- tensor.cu ----
+constexpr int kSplitBlock = 32, kMostParts = 3;
+__host__ __device__ inline int split_blocks(int k) { return (k + kSplitBlock - 1) / kSplitBlock; }
+// Rows in a form of 16-bit floats, the last block filled up with zeros.
+struct Split {
+  uint32_t* words;  // [rows][blocks][parts][16] pairs of neighbouring values, 16-byte aligned
+  float* scale;     // [rows][blocks] of the sum of the parts; halves only
+};
+void split(cudaStream_t stream, Form form, const float* x, ptrdiff_t stride, int k, int rows, const Split& out);
+
+// ---- gemm.cu, int8.cu and tensor.cu ----
 // y[r * stride + i] = or += sum over j of w[i, j] x[row(r) * x_stride + j], plus bias[i].
 struct Product {
   Matrix w;
   const float* x;
   ptrdiff_t x_stride;
-  Quantised quantised;  // the same rows, for Cores::int8
+  Quantised quantised;  // the same rows, for Form::int8
   const float* bias;
   float* y;
   ptrdiff_t y_stride;
   bool add;
-  const uint16_t* rounded = nullptr;  // [rows, k] the same rows in bfloat16, where a library multiplies them
+  Form form = Form::float32;
+  Split split = {};  // the same rows, for forms of 16-bit floats
 };
-void multiply(cudaStream_t stream, const Product& product, int rows, Cores cores);
+void multiply(cudaStream_t stream, const Product& product, int rows);
 
 // For each expert e the rows [begin[e], begin[e + 1]) of y with weights data[e]; row r of the input is x[pick[r]], or
 // x[r] where pick is null. begin has experts + 1 values; `pairs` is its last, of which the host knows a bound.
@@ -82,7 +89,7 @@ struct ExpertProduct {
   const int32_t* pick;
   int experts;
 };
-void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows, Cores cores);
+void multiply_experts(cudaStream_t stream, const ExpertProduct& product, int most_rows);
 
 // ---- fold.cu ----
 // Channels [column, column + columns) of matrices as they lie in the file: w alone, or experts like it at data[e].
@@ -96,8 +103,6 @@ struct Source {
 void fold(cudaStream_t stream, const Source& source, uint8_t* to, size_t step);
 
 // ---- bfloat.cu ----
-// Rows to [rows][k]; k is even.
-void round(cudaStream_t stream, const float* x, ptrdiff_t stride, int k, int rows, uint16_t* out);
 // Weights of integers, those of expert e to to + e * step: [columns][k], 16-byte aligned.
 void round(cudaStream_t stream, const Source& source, uint8_t* to, size_t step);
 

@@ -56,10 +56,10 @@ size_t choice(const char* name, const std::vector<const char*>& words) {
 
 constexpr const char* kOwnBfloat16 = "bfloat16-own";  // without a library
 
-cuda::Cores chosen_cores(int major) {
+Cores chosen_cores(bool bfloat16) {
   std::vector<const char*> words = {"int8", "float32"};
-  if (major >= 8) words.insert(words.end(), {"bfloat16", kOwnBfloat16});
-  constexpr cuda::Cores kCores[] = {cuda::Cores::int8, cuda::Cores::none, cuda::Cores::bfloat16, cuda::Cores::bfloat16};
+  if (bfloat16) words.insert(words.end(), {"bfloat16", kOwnBfloat16});
+  constexpr Cores kCores[] = {Cores::int8, Cores::float32, Cores::bfloat16, Cores::bfloat16};
   return kCores[choice("LOCALDIFF_CUDA_PRODUCTS", words)];
 }
 
@@ -76,14 +76,15 @@ Device* open(const DeviceOptions& options) {
   cudaDeviceProp properties;
   check(cudaSetDevice(device->index), "being chosen");
   check(cudaGetDeviceProperties(&properties, device->index), "being asked for its properties");
-  device->cores = chosen_cores(properties.major);
+  device->bfloat16 = properties.major >= 8;
+  device->cores = chosen_cores(device->bfloat16);
   device->exact_attention = choice("LOCALDIFF_CUDA_ATTENTION", {"tensor", "float32"}) == 1;
   device->graphs = choice("LOCALDIFF_CUDA_GRAPHS", {"on", "off"}) == 0;
   device->plan = options.plan;
   device->isa = text("sm_%d%d", properties.major, properties.minor);
   if (options.isa != nullptr)
     refuse(LD_INVALID, text("isa '%.64s' is a row of CPU kernels, and this is a GPU; leave it out", options.isa));
-  if (device->cores == cuda::Cores::bfloat16) find_library(device.get());
+  if (device->cores == Cores::bfloat16) find_library(device.get());
   return device.release();
 }
 
@@ -155,7 +156,7 @@ size_t plan(const Device* device, const ContextShape& shape) {
 
 Context* create(Device* device, const ContextShape& shape) {
   if (device->plan) refuse(LD_INVALID, "the model was opened to plan its memory; open it without that to compute");
-  if (shape.math == Math::fast && device->cores != cuda::Cores::int8)
+  if (shape.math == Math::fast && device->cores != Cores::int8)
     refuse(LD_INVALID, "math is fast, which has int8 products, and LOCALDIFF_CUDA_PRODUCTS asks for others; leave one out");
   device->copies.make_room(plan(device, shape));
   return new Context(device, shape);
@@ -182,32 +183,52 @@ LinearInput on_device(Context* c, LinearInput input, int rows) {
 
 }  // namespace
 
-Made produce(Context* c, const LinearInput& given, int rows, bool quantised, bool rounded) {
+Made produce(Context* c, const LinearInput& given, int rows) {
   const bool plain = given.pick == nullptr && given.norm.kind == NormKind::none &&
                      given.activation == Activation::none && given.up == nullptr;
-  Made made{given.x, given.stride, c->layout.quantised, rounded ? c->layout.rounded : nullptr};
-  if (!plain) {
-    cuda::produce(c->stream, on_device(c, given, rows), rows, c->layout.made);
-    made.x = c->layout.made;
-    made.stride = given.width;
+  if (plain) return {given.x, given.stride, given.width, rows};
+  cuda::produce(c->stream, on_device(c, given, rows), rows, c->layout.made);
+  return {c->layout.made, given.width, given.width, rows};
+}
+
+namespace {
+
+// What products with weights of a type read.
+cuda::Form form_of(const Device& device, TensorType type) {
+  using cuda::Form;
+  if (device.cores == Cores::float32 || type == TensorType::f32) return Form::float32;
+  if (type == TensorType::f16) return Form::halves;
+  if (device.cores == Cores::bfloat16) return Form::bfloat16;
+  if (type == TensorType::bf16) return device.bfloat16 ? Form::bfloats : Form::float32;
+  return Form::int8;
+}
+
+}  // namespace
+
+cuda::Product product_of(Context* c, Made& made, const Weight* weight, const float* bias, float* y, ptrdiff_t stride,
+                         bool add) {
+  const Layout& at = c->layout;
+  const cuda::Form form = form_of(*c->device, weight->matrix.type);
+  if (form == cuda::Form::int8 && !made.quantised) {
+    cuda::quantise(c->stream, made.x, made.stride, made.width, made.rows, at.quantised);
+    made.quantised = true;
+  } else if (form != cuda::Form::int8 && form != cuda::Form::float32 && form != made.split) {
+    cuda::split(c->stream, form, made.x, made.stride, made.width, made.rows, at.split);
+    made.split = form;
   }
-  if (quantised) cuda::quantise(c->stream, made.x, made.stride, given.width, rows, made.quantised);
-  if (rounded) cuda::round(c->stream, made.x, made.stride, given.width, rows, c->layout.rounded);
-  return made;
+  return {weight->matrix, made.x, made.stride, at.quantised, bias, y, stride, add, form, at.split};
+}
+
+void multiply(Context* c, Made& made, const Weight* weight, const float* bias, float* y, ptrdiff_t stride, bool add) {
+  multiply(c, weight, product_of(c, made, weight, bias, y, stride, add), made.rows);
 }
 
 namespace {
 
 void linear(Context* c, const LinearInput& input, int rows, const LinearOutput* outputs, int n_outputs) {
-  const auto any = [&](auto reads) {
-    return std::any_of(outputs, outputs + n_outputs, [&](const LinearOutput& o) { return reads(c, o.weight->matrix); });
-  };
-  const Made made = produce(c, input, rows, any(reads_int8), any(reads_bfloat16));
-  for (const LinearOutput* o = outputs; o < outputs + n_outputs; ++o) {
-    multiply(c, o->weight,
-             {o->weight->matrix, made.x, made.stride, made.quantised, o->bias, o->y, o->stride, o->add, made.rounded},
-             rows);
-  }
+  Made made = produce(c, input, rows);
+  for (const LinearOutput* o = outputs; o < outputs + n_outputs; ++o)
+    multiply(c, made, o->weight, o->bias, o->y, o->stride, o->add);
 }
 
 void apply(Context* c, const LinearInput& input, int rows, bool add, float* y) {
@@ -234,25 +255,21 @@ const uint8_t* const* expert_table(Context* c, const Weight* const* weights, int
 void experts(Context* c, const LinearInput& input, int rows, const Experts& e, float* y) {
   const Layout& at = c->layout;
   const int used = e.rule.used, pairs = rows * used, width = e.down[0]->matrix.n, hidden = e.gate[0]->matrix.n;
-  const bool quantised = reads_int8(c, e.gate[0]->matrix) || reads_int8(c, e.up[0]->matrix);
   const bool own = e.router_norm.kind != NormKind::none;  // the router has another input
   LinearInput routed = input;
   if (own) routed.norm = e.router_norm;
-  Made made = produce(c, routed, rows, quantised && !own, false);
-  multiply(c, e.router, {e.router->matrix, made.x, made.stride, made.quantised, nullptr, at.router, e.count, false}, rows);
+  Made made = produce(c, routed, rows);
+  multiply(c, made, e.router, nullptr, at.router, e.count);
   cuda::route(c->stream, e.rule, e.count, at.router, e.bias, e.gain, rows, at.routing);
-  if (own) made = produce(c, input, rows, quantised, false);
-  const auto product = [&](const Weight* const* weights, const float* x, ptrdiff_t stride, const int32_t* pick,
-                           float* to, ptrdiff_t to_stride) {
-    const cuda::Product common{weights[0]->matrix, x, stride, at.quantised, nullptr, to, to_stride, false};
+  if (own) made = produce(c, input, rows);
+  const auto product = [&](const Weight* const* weights, Made& from, const int32_t* pick, float* to, ptrdiff_t stride) {
+    const cuda::Product common = product_of(c, from, weights[0], nullptr, to, stride);
     multiply_experts(c, weights, {common, expert_table(c, weights, e.count), 0, at.routing.begin, pick, e.count}, rows);
   };
-  product(e.gate, made.x, made.stride, at.routing.row_of, at.hidden, 2 * hidden);
-  product(e.up, made.x, made.stride, at.routing.row_of, at.hidden + hidden, 2 * hidden);
-  const LinearInput gated{at.hidden, 2 * hidden, hidden, nullptr, Norm{}, e.activation, at.hidden + hidden};
-  cuda::produce(c->stream, gated, pairs, at.made);
-  if (reads_int8(c, e.down[0]->matrix)) cuda::quantise(c->stream, at.made, hidden, hidden, pairs, at.quantised);
-  product(e.down, at.made, hidden, nullptr, at.expert_out, width);
+  product(e.gate, made, at.routing.row_of, at.hidden, 2 * hidden);
+  product(e.up, made, at.routing.row_of, at.hidden + hidden, 2 * hidden);
+  Made gated = produce(c, {at.hidden, 2 * hidden, hidden, nullptr, Norm{}, e.activation, at.hidden + hidden}, pairs);
+  product(e.down, gated, nullptr, at.expert_out, width);
   cuda::gather_experts(c->stream, at.routing, used, at.expert_out, width, rows, input.width, y);
 }
 

@@ -1,5 +1,5 @@
 // What the kernels of matrix products share: which rows and weights a block works on, and where a sum goes. Private to
-// gemm.cu, int8.cu and fold.cu.
+// gemm.cu, int8.cu, fold.cu and tensor.cu.
 #pragma once
 
 #include "cuda/decode.h"
@@ -33,8 +33,10 @@ __device__ inline void put(const Product& p, int row, int column, float sum) {
 
 inline unsigned parts(int count, int size) { return static_cast<unsigned>((count + size - 1) / size); }
 
-// int8.cu, for types of integers, and fold.cu, for weights that fold() made; `most_rows` bounds the rows of a share.
+// `most_rows` bounds the rows of a share. int8.cu, for types of integers; fold.cu, for weights that fold() made:
 void multiply_int8(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts);
 void multiply_folded(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts);
+// tensor.cu, for float16 in halves, for bfloat16 in bfloats or bfloat16:
+void multiply_split(cudaStream_t stream, const Product& product, const Rows& rows, int most_rows, int experts);
 
 }  // namespace ld::cuda

@@ -1,6 +1,7 @@
 // What the device code is written against: CUDA, or the emulator that runs the same kernels on a processor
-// (LD_CUDA_EMULATED, tests/cuda/emulator.h), so that every launch is tested where there is no GPU. Kernels use static
-// shared memory, whole warps, and no atomics on floats. Not here: memory of a session (context.h).
+// (LD_CUDA_EMULATED, tests/cuda/emulator.h), so that every launch is tested where there is no GPU. Kernels use whole warps,
+// no atomics on floats, and static shared memory, or up to 64 KiB (sm_75's) and more where LD_LAUNCH_SHARED asks for it.
+// Not here: memory of a session (context.h).
 #pragma once
 
 #include <cstddef>
@@ -13,13 +14,29 @@
 #include <cuda_runtime.h>
 
 #define LD_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<grid, threads, 0, stream>>>(__VA_ARGS__)
+// With a T of the kernel's as dynamic_shared<T>().
+#define LD_LAUNCH_SHARED(T, kernel, grid, threads, stream, ...)                               \
+  (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{sizeof(T)}), \
+   kernel<<<grid, threads, sizeof(T), stream>>>(__VA_ARGS__))
 #define LD_UNROLL _Pragma("unroll")
+#define LD_ROLL _Pragma("unroll 1")
 #endif
 
 namespace ld::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
+
+// The shared memory that LD_LAUNCH_SHARED gave, uninitialised.
+template <class T>
+__device__ T& dynamic_shared() {
+#ifdef LD_CUDA_EMULATED
+  return *static_cast<T*>(emulated_shared(sizeof(T)));
+#else
+  extern __shared__ uint4 memory[];
+  return *reinterpret_cast<T*>(memory);
+#endif
+}
 
 __device__ inline float half_value(uint16_t bits) {
 #ifdef LD_CUDA_EMULATED
@@ -43,12 +60,18 @@ __device__ inline uint32_t bits_of(float value) {
 
 // Two floats as bfloat16, rounded to nearest even, the first in the low half.
 __device__ inline uint32_t bfloat_pair(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+  return pair;
+#else
   const auto rounded = [](float x) {
     const uint32_t bits = bits_of(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0u;  // NaN, whose bits may all be ones
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;  // NaN, whose bits may all be ones
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   };
   return rounded(a) | rounded(b) << 16;
+#endif
 }
 
 __device__ inline uint16_t half_bits(float value) {
@@ -87,6 +110,19 @@ __device__ inline void multiply_halves(float (&c)[4], const uint32_t (&a)[4], co
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Four matrices of 8 x 8 values of 16 bits from shared memory, for fragments of the products above: lane i says where the
+// sixteen bytes of row i % 8 of matrix i / 8 lie, and gets of each matrix the pair i % 4 of row i / 4.
+__device__ inline void load_matrices(uint32_t (&out)[4], const void* row) {
+#ifdef LD_CUDA_EMULATED
+  emulated_load_matrices(out, row);
+#elif defined(__CUDA_ARCH__)
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
 #endif
 }
 
@@ -129,8 +165,8 @@ __device__ inline void multiply_bytes(int32_t (&c)[4], const uint32_t (&a)[4], c
 #endif
 }
 
-// Sixteen bytes from global to shared memory, both aligned, or zeros; the thread goes on meanwhile. They are there for it
-// after wait_copies(), for the others after a barrier that follows. Before sm_80 they are there at once.
+// Sixteen or four bytes from global to shared memory, both aligned, or zeros; the thread goes on meanwhile. They are there
+// for it after wait_copies(), for the others after a barrier that follows. Before sm_80 they are there at once.
 __device__ inline void copy_sixteen(void* to, const void* from, bool present) {
 #ifdef LD_CUDA_EMULATED
   emulated_copy(to, present ? from : nullptr, 16);
@@ -142,6 +178,20 @@ __device__ inline void copy_sixteen(void* to, const void* from, bool present) {
                : "memory");
 #else
   *static_cast<uint4*>(to) = present ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+#endif
+}
+
+__device__ inline void copy_four(void* to, const void* from, bool present) {
+#ifdef LD_CUDA_EMULATED
+  emulated_copy(to, present ? from : nullptr, 4);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(__cvta_generic_to_global(from)),
+                 "r"(present ? 4 : 0)
+               : "memory");
+#else
+  *static_cast<uint32_t*>(to) = present ? *static_cast<const uint32_t*>(from) : 0;
 #endif
 }
 

@@ -67,19 +67,15 @@ std::vector<cuda::ScoreTask> tasks_of(Context* c, const ScoreRow* score, int fir
 template <class Use>
 void for_logits(Context* c, const LinearInput& input, const OutputLayer& head, const ScoreRow* score, int rows,
                 Use use) {
-  const cuda::Matrix& matrix = head.weight->matrix;
-  const Made made = produce(c, input, rows, reads_int8(c, matrix), reads_bfloat16(c, matrix));
-  const int vocab = matrix.n;
+  const Made made = produce(c, input, rows);
+  const int vocab = head.weight->matrix.n;
   for (int first = 0, count; first < rows; first += count) {
     count = std::min(c->layout.chunk, rows - first);
     if (score != nullptr && score[first + count - 1].sampling->guidance != 0) --count;  // its companion follows
-    const uint16_t* rounded = made.rounded ? made.rounded + static_cast<size_t>(first) * input.width : nullptr;
-    const cuda::Product product{matrix,      made.x + first * made.stride,
-                                made.stride, made.quantised.from(first, input.width),
-                                head.bias,   c->layout.logits,
-                                vocab,       false,
-                                rounded};
-    multiply(c, head.weight, product, count);
+    Made part = made;
+    part.x += first * made.stride;
+    part.rows = count;
+    multiply(c, part, head.weight, head.bias, c->layout.logits, vocab);
     if (head.cap > 0) cuda::cap(c->stream, c->layout.logits, static_cast<size_t>(count) * vocab, head.cap);
     use(first, count);
   }

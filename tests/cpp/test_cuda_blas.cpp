@@ -80,7 +80,7 @@ struct Case {
     for (int i = 0; i < most_rows * (n + gap); ++i) before.get()[i] = normal(random);
   }
   cuda::BlasProduct product() const {
-    return {w.get(), n, k, x.get(), bias ? offsets.get() : nullptr, y.get(), n + gap, add};
+    return {w.get(), n, k, x.get(), k, bias ? offsets.get() : nullptr, y.get(), n + gap, add};
   }
   bool run(cuda::Blas& blas, int rows) {
     std::copy_n(before.get(), static_cast<size_t>(most_rows) * (n + gap), y.get());

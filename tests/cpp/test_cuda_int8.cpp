@@ -91,8 +91,8 @@ void check_product(const Matrix& matrix, int rows, Math math, bool biased, bool 
   auto found = before;
   cuda::multiply(nullptr,
                  {fast ? form.matrix() : on_device(matrix), x.data(), stride, quantised.at, wanted_bias, found.data(),
-                  y_stride, add},
-                 rows, cuda::Cores::int8);
+                  y_stride, add, cuda::Form::int8},
+                 rows);
   for (size_t i = 0; i < found.size(); ++i) CHECK_EQ(found[i], expected[i]);
 }
 
@@ -222,10 +222,16 @@ TEST(int8_products_of_experts_pick_their_rows) {
     const bool fast = math == Math::fast;
     const QuantisedRows quantised(x, k, k, 11, fast ? cuda::kGroup : 32);
     std::vector<float> found(rows * n), none(11 * n);
-    const cuda::Product common{
-        fast ? form.matrix() : on_device(matrices[0]), x.data(), k, quantised.at, nullptr, found.data(), n, false};
-    cuda::multiply_experts(nullptr, {common, fast ? nullptr : data, form.step, begin, pick.data(), 3}, rows,
-                           cuda::Cores::int8);
+    const cuda::Product common{fast ? form.matrix() : on_device(matrices[0]),
+                               x.data(),
+                               k,
+                               quantised.at,
+                               nullptr,
+                               found.data(),
+                               n,
+                               false,
+                               cuda::Form::int8};
+    cuda::multiply_experts(nullptr, {common, fast ? nullptr : data, form.step, begin, pick.data(), 3}, rows);
     for (const int expert : {0, 2}) {
       const auto expected = expected_of(matrices[expert], x, k, 11, nullptr, none, n, false, math);
       for (int r = begin[expert]; r < begin[expert + 1]; ++r)

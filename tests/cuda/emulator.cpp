@@ -42,6 +42,7 @@ namespace {
 constexpr size_t kStack = 256 << 10;
 constexpr int kLanes = 32;
 constexpr size_t kMostExchanged = 64;
+constexpr size_t kMostShared = 227 << 10;  // of a block, on sm_90
 
 struct Copy {
   void* to;
@@ -72,6 +73,8 @@ int n_threads, living;
 Barrier block;
 Barrier warps[64];
 alignas(64) char exchanged[64][kLanes][kMostExchanged];
+alignas(1024) __shared__ char dynamic_shared[kMostShared];
+size_t shared_given;
 const std::function<void()>* running;
 long waits;  // since something last moved on
 
@@ -173,6 +176,22 @@ void emulated_wait_copies() {
     }
   }
   current->copies.clear();
+}
+
+void* emulated_shared(size_t bytes) {
+  if (bytes > shared_given) report("more shared memory than the launch asks for");
+  return dynamic_shared;
+}
+
+void exchange_matrices(uint32_t (&out)[4], const uint32_t (&row)[4], const void* at) {
+  if (reinterpret_cast<uintptr_t>(at) % sizeof row != 0) report("a row of a matrix that is not aligned to 16 bytes");
+  const Unseen unseen;
+  const int warp = state.thread.x / kLanes, own = state.thread.x % kLanes;
+  memcpy(exchanged[warp][own], row, sizeof row);
+  wait(warps[warp], kLanes);
+  for (int i = 0; i < 4; ++i)
+    memcpy(&out[i], exchanged[warp][i * 8 + own / 4] + own % 4 * sizeof out[i], sizeof out[i]);
+  wait(warps[warp], kLanes);
 }
 
 namespace {
@@ -354,7 +373,11 @@ void run_block(const std::vector<unsigned>& first, Order* order) {
 
 }  // namespace
 
-void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
+void emulate(dim3 grid, unsigned threads, const std::function<void()>& body, size_t shared_bytes) {
+  if (shared_bytes > kMostShared) report("more shared memory than a block has");
+  shared_given = shared_bytes;
+  forbid(dynamic_shared, kMostShared);
+  allow(dynamic_shared, shared_given);
   if (threads == 0 || threads % kLanes != 0 || threads > 1024)
     report("a block is not whole warps, 1,024 threads at most");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) report("a grid out of range");
@@ -369,6 +392,8 @@ void emulate(dim3 grid, unsigned threads, const std::function<void()>& body) {
   order.fill(&thread_order, threads);
   const int byte = fill_byte();
   auto shared = byte < 0 ? std::vector<std::span<char>>() : shared_memory();
+  for (std::span<char>& part : shared)
+    if (part.data() == dynamic_shared) part = part.first(shared_given);
   unsigned done = 0;
   for (const unsigned b : blocks) {
     state.block = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);

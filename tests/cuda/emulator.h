@@ -54,8 +54,8 @@ struct Emulated {
 };
 Emulated& emulated();
 
-// Runs a kernel's body for all threads of all blocks.
-void emulate(dim3 grid, unsigned threads, const std::function<void()>& body);
+// Runs a kernel's body for all threads of all blocks, which have `shared_bytes` beside their static shared memory.
+void emulate(dim3 grid, unsigned threads, const std::function<void()>& body, size_t shared_bytes = 0);
 void block_barrier();
 void warp_barrier();
 int block_any(int mine);
@@ -66,6 +66,15 @@ void exchange(const void* mine, size_t bytes, int lane, void* theirs);
 // A copy whose target holds nothing of use until the thread waits; `from` null = zeros.
 void emulated_copy(void* to, const void* from, size_t bytes);
 void emulated_wait_copies();
+// The shared memory that a launch asked for; more than that is reported.
+void* emulated_shared(size_t bytes);
+// Fragments of four matrices, as ldmatrix.x4 lays them out; each lane has read a row, at that address.
+void exchange_matrices(uint32_t (&out)[4], const uint32_t (&row)[4], const void* at);
+inline void emulated_load_matrices(uint32_t (&out)[4], const void* row) {
+  uint32_t mine[4];
+  memcpy(mine, row, sizeof mine);
+  exchange_matrices(out, mine, row);
+}
 // Products of a warp, of bfloat16, float16 and signed bytes; fragments as PTX lays them out.
 void emulated_mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void emulated_mma_halves(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -157,6 +166,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 
 #define LD_UNROLL
+#define LD_ROLL
 namespace ld::cuda {
 
 // Now, or when the graph is launched that the stream is captured for.
@@ -169,8 +179,17 @@ inline void run(cudaStream_t stream, std::function<void()> work) {
 }
 
 template <class Kernel, class... Arguments>
+void launch_shared(size_t shared, dim3 grid, unsigned threads, cudaStream_t stream, Kernel kernel,
+                   Arguments... arguments) {
+  run(stream, [=] {
+    emulate(
+        grid, threads, [&] { kernel(arguments...); }, shared);
+  });
+}
+
+template <class Kernel, class... Arguments>
 void launch(dim3 grid, unsigned threads, cudaStream_t stream, Kernel kernel, Arguments... arguments) {
-  run(stream, [=] { emulate(grid, threads, [&] { kernel(arguments...); }); });
+  launch_shared(0, grid, threads, stream, kernel, arguments...);
 }
 
 }  // namespace ld::cuda
@@ -178,3 +197,6 @@ void launch(dim3 grid, unsigned threads, cudaStream_t stream, Kernel kernel, Arg
 #define LD_LAUNCH(kernel, grid, threads, stream, ...) \
   ::ld::cuda::launch(                                 \
       grid, threads, stream, [](auto... arguments) { kernel(arguments...); }, __VA_ARGS__)
+#define LD_LAUNCH_SHARED(T, kernel, grid, threads, stream, ...) \
+  ::ld::cuda::launch_shared(                                    \
+      sizeof(T), grid, threads, stream, [](auto... arguments) { kernel(arguments...); }, __VA_ARGS__)
