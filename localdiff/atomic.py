@@ -57,6 +57,8 @@ def check_target(target: Path, overwrite: bool = True) -> None:
         raise OptionError(f"{target}: its folder does not exist; create it first")
     if target.is_dir():
         raise OptionError(f"{target}: is a folder, expected the name of a file to write")
+    if not os.access(target.parent, os.W_OK):
+        raise OptionError(f"{target}: its folder cannot be written to; choose another one")
     if target.exists() and not overwrite:
         raise OptionError(f"{target}: exists already; remove it or choose another name")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import atomic_file
+from .atomic import atomic_file, check_target
 from .errors import ModelFileError, OptionError
 from .spec import DiffusionSpec
 
@@ -138,6 +138,14 @@ def store() -> Path:
     return Path(base) / "localdiff" / "profiles.json"
 
 
+def checked_store() -> Path:
+    """store() in a folder that is there; OptionError or OSError where nothing can be kept: ask before long work."""
+    target = store()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_target(target)
+    return target
+
+
 def recall(files: Files) -> Profile | None:
     """The profile of a model, None where it was not tuned; ModelFileError where the profiles cannot be read."""
     from .arithmetic import fingerprint
@@ -169,8 +177,7 @@ def remember(files: Files, profile: Profile | None) -> None:
     profiles = {name: value for name, value in _profiles().items() if name != key}
     if profile is not None:
         profiles[key] = dataclasses.asdict(profile)
-    target = store()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = checked_store()
     with atomic_file(target) as temporary:
         temporary.write_text(json.dumps(profiles, indent=1) + "\n")
 

@@ -12,7 +12,7 @@ import pytest
 from gguf import GGUFReader
 from tiny import tiny_checkpoint
 
-from localdiff.atomic import atomic_file
+from localdiff.atomic import atomic_file, check_target
 from localdiff.convert import convert
 from localdiff.errors import ModelFileError, OptionError
 
@@ -134,6 +134,14 @@ def test_kill_during_conversion_leaves_no_file_and_the_next_run_cleans_up(
 def test_ctrl_c_during_conversion_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     assert convert_killed(checkpoint, tmp_path / "out.gguf", 5, "SIGINT") != 0
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OptionError, match="its folder cannot be written to"):
+        check_target(tmp_path / "file")
 
 
 def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:

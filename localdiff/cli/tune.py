@@ -41,7 +41,7 @@ def command(model: str | None, **values: Any) -> None:
     Without MODEL.gguf the embedded model is tuned.
     """
     from ..adapters import scaled_paths
-    from ..profiles import profile_of, recall, remember, store
+    from ..profiles import checked_store, profile_of, recall, remember, store
 
     files = [(generating.file_of(model), 1.0), *scaled_paths(values["lora"])]
     if values["show"] and values["forget"]:
@@ -54,6 +54,7 @@ def command(model: str | None, **values: Any) -> None:
         remember(files, None)
         return
     else:
+        checked_store()
         profile = _tuned(model, values)
         remember(files, profile)
     if values["as_json"]:

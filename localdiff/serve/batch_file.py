@@ -71,8 +71,9 @@ class Answers:
 
     def __init__(self, path: Path, wanted: Set[str]) -> None:
         """Take up what is there; OptionError where it is not the output of lines with these ids, or is in use."""
-        check_target(path)
-        if path.exists() and not path.is_file():
+        if not path.exists():
+            check_target(path)
+        elif not path.is_file():
             raise OptionError(f"{path}: is no regular file, which a batch needs to go on after a stop; name another")
         self.done: set[str] = set()
         self.failed = 0
