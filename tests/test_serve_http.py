@@ -249,6 +249,8 @@ def test_a_body_of_curl_is_json_and_another_type_is_named(client: httpx.Client) 
         ("/v1/completions", {"prompt": "x", "report_drift": True}, "report_drift"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "messages"),
         ("/v1/chat/completions", {"messages": []}, "messages"),
+        ("/v1/chat/completions", {"model": CHATTY, "messages": [{"role": "user", "content": "x"}],
+                                  "max_completion_tokens": 0}, "max_tokens"),
         ("/v1/chat/completions", {"model": CHATTY, "messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ("/v1/chat/completions", {"model": CHATTY, "messages": [{"role": "user", "content": "x"}],
                                   "tools": [{"type": "function", "function": {"name": "f"}}]}, "tool_choice"),

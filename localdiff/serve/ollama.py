@@ -66,7 +66,7 @@ class _Asked(Body):
         asked: Any = self.options if self.options is not None else OptionsBody()
         asked.check_fields(OLLAMA_NEUTRAL)
         # -1 and -2 stand for as many tokens as there are
-        count = asked.num_predict if (asked.num_predict or 0) > 0 else None
+        count = None if asked.num_predict in (-1, -2) else asked.num_predict
         matching: dict[str, Any] = {"json_object": True} if self.format == "json" else {}
         if isinstance(self.format, dict):
             matching = {"json_schema": self.format}

@@ -271,7 +271,8 @@ async def chat(body: ChatBody, request: Request) -> Response:  # type: ignore[va
         raise Refused(400, "max_tokens and max_completion_tokens are the same; leave one of them out", "max_tokens")
     calls = asked.calls()
     matching = {} if calls is None else {"json_schema": calls.schema()}
-    options = asked.wanted(max_new_tokens=asked.max_completion_tokens or asked.max_tokens, **matching)
+    count = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    options = asked.wanted(max_new_tokens=count, **matching)
     hub_of(request).check_texts(asked.n or 1, "n")
     for message in asked.messages:
         message.check()
