@@ -29,7 +29,7 @@ from localdiff.errors import EngineError, OptionError  # noqa: E402
 from localdiff.quantize import quantize  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY, OWN = "bfloat16", "bfloat16-own"  # values of $LOCALDIFF_CUDA_PRODUCTS
+LIBRARY, LIBRARY_ONLY, OWN = "bfloat16", "bfloat16-cublaslt", "bfloat16-own"  # values of $LOCALDIFF_CUDA_PRODUCTS
 needs_fake = pytest.mark.skipif(not EMULATED, reason="NVIDIA's library does not fail to order")
 
 pytestmark = needs_plugin
@@ -43,13 +43,15 @@ def calls() -> tuple[int, int]:
     return multiplied.value, captured.value
 
 
-def open_model(path: Path, monkeypatch: pytest.MonkeyPatch, products: str = LIBRARY) -> EngineModel:
+def open_model(path: Path, monkeypatch: pytest.MonkeyPatch, products: str = LIBRARY_ONLY) -> EngineModel:
     monkeypatch.setenv("LOCALDIFF_CUDA_PRODUCTS", products)
-    with File.open(path) as file:
-        model = EngineModel(file, device=PLUGIN)
-    if products == LIBRARY and not EMULATED and "by cuBLASLt" not in model.info.isa:
-        pytest.skip(f"the GPU is {model.info.isa}")
-    return model
+    try:
+        with File.open(path) as file:
+            return EngineModel(file, device=PLUGIN)
+    except OptionError as error:
+        if products == LIBRARY_ONLY and not EMULATED:
+            pytest.skip(str(error))
+        raise
 
 
 def tokens_of(length: int, seed: int = 0, vocab: int = VOCAB) -> np.ndarray:
@@ -161,11 +163,15 @@ def test_what_fails_is_told(random_files: Path, monkeypatch: pytest.MonkeyPatch,
         ("matmul", "cuBLASLt"),
     ):  # nothing is lost but speed
         monkeypatch.setenv("LD_FAKE_CUBLASLT", word)
-        model = open_model(path, monkeypatch)
+        model = open_model(path, monkeypatch, LIBRARY)
         assert f"bfloat16 by {found}" in model.info.isa
         before = calls()[0]
         assert np.array_equal(logits(model, tokens), expected)
         assert calls()[0] == before
+        with pytest.raises(
+            (OptionError, EngineError), match=f"is {LIBRARY_ONLY}, but|takes no product of 256 values by"
+        ):
+            logits(open_model(path, monkeypatch), tokens)
     monkeypatch.setenv("LD_FAKE_CUBLASLT", "execution")
     with open_model(path, monkeypatch).session(slot_length=5, threads=1) as session:
         request, captured = Request(tokens, np.arange(5, dtype=np.int32)), []
@@ -180,7 +186,7 @@ def test_what_fails_is_told(random_files: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("LOCALDIFF_CUBLASLT", str(tmp_path / "absent.so"))
     with pytest.raises(OptionError, match="LOCALDIFF_CUBLASLT is no library that can be opened"):
         open_model(path, monkeypatch)
-    with pytest.raises(OptionError, match="is 'bf16', expected int8, float32, bfloat16 or bfloat16-own"):
+    with pytest.raises(OptionError, match="is 'bf16', expected int8, float32, bfloat16, bfloat16-own or bfloat16-cub"):
         open_model(path, monkeypatch, "bf16")
 
 

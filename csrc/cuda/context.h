@@ -69,6 +69,7 @@ struct Device {
   Cores cores = Cores::int8;
   bool bfloat16 = true;              // tensor cores have it
   std::unique_ptr<cuda::Blas> blas;  // that multiplies in bfloat16; null where the own kernel does
+  bool library_only = false;         // what it does not take is an error; experts are the own kernel's anyway
   bool exact_attention = false;      // without tensor cores
   bool graphs = true;
   bool plan = false;

@@ -94,7 +94,11 @@ bool multiplied_by_library(Context* c, const cuda::Product& p, int rows) {
                                   p.y,
                                   p.y_stride,
                                   p.add};
-  return blas->multiply(c->stream, product, rows, c->layout.workspace);
+  const bool taken = blas->multiply(c->stream, product, rows, c->layout.workspace);
+  if (!taken && c->device->library_only)
+    refuse(LD_INVALID, text("%s takes no product of %d values by %d columns; LOCALDIFF_CUDA_PRODUCTS=bfloat16 leaves it "
+                            "to the own kernel", blas->name().c_str(), p.w.k, p.w.n));
+  return taken;
 }
 
 }  // namespace

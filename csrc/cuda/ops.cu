@@ -54,13 +54,14 @@ size_t choice(const char* name, const std::vector<const char*>& words) {
   refuse(LD_INVALID, text("%s is '%.32s', expected %s", name, wanted, expected.c_str()));
 }
 
-constexpr const char* kOwnBfloat16 = "bfloat16-own";  // without a library
+// Of what multiplies in bfloat16: own kernels alone, or a library or nothing.
+constexpr const char *kOwnBfloat16 = "bfloat16-own", *kLibraryBfloat16 = "bfloat16-cublaslt";
 
 Cores chosen_cores(bool bfloat16) {
   std::vector<const char*> words = {"int8", "float32"};
-  if (bfloat16) words.insert(words.end(), {"bfloat16", kOwnBfloat16});
-  constexpr Cores kCores[] = {Cores::int8, Cores::float32, Cores::bfloat16, Cores::bfloat16};
-  return kCores[choice("LOCALDIFF_CUDA_PRODUCTS", words)];
+  if (bfloat16) words.insert(words.end(), {"bfloat16", kOwnBfloat16, kLibraryBfloat16});
+  constexpr Cores kCores[] = {Cores::int8, Cores::float32, Cores::bfloat16};
+  return kCores[std::min(choice("LOCALDIFF_CUDA_PRODUCTS", words), size_t{2})];
 }
 
 // Looks for the library that multiplies in bfloat16, and says what does.
@@ -68,6 +69,9 @@ void find_library(Device* device) {
   const char* wanted = getenv("LOCALDIFF_CUDA_PRODUCTS");
   std::string reason = "as asked for";
   if (strcmp(wanted, kOwnBfloat16) != 0) device->blas = cuda::Blas::open(getenv("LOCALDIFF_CUBLASLT"), &reason);
+  device->library_only = strcmp(wanted, kLibraryBfloat16) == 0;
+  if (device->library_only && device->blas == nullptr)
+    refuse(LD_INVALID, text("LOCALDIFF_CUDA_PRODUCTS is %s, but %s", wanted, reason.c_str()));
   device->isa += ", bfloat16 by " + (device->blas ? device->blas->name() : text("own kernels (%s)", reason.c_str()));
 }
 
