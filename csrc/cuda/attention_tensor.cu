@@ -1,8 +1,9 @@
 // Attention on tensor cores: 64 queries of one key head a block, 32 places at a time, the softmax carried along in float32
-// (Dao, arXiv:2307.08691). Every vector is divided by a power of two near its largest value and split into two halves in
-// float16, high + low, so a product is three products of halves (high high + high low + low high) and as good as float32.
-// A row's sums run over tiles of places that begin at multiples of 32; a tile that it does not see leaves its bits as they
-// are, so they depend on nothing but the row. No split along places. Not here: head sizes past the table (attention.cu).
+// (Dao, arXiv:2307.08691); of heads past 128 values half as many of both, each query by two warps. Every vector is divided by
+// a power of two near its largest value and split into two halves in float16, high + low, so a product is three products of
+// halves (high high + high low + low high) and as good as float32. A row's sums run over tiles of places that begin at
+// multiples of their size; a tile that it does not see leaves its bits as they are, so they depend on nothing but the row. No
+// split along places. Not here: head sizes past the table (attention.cu).
 #include <iterator>
 
 #include "cuda/attention.h"
@@ -11,7 +12,6 @@ namespace ld::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
-constexpr int kQueries = 16 * kWarps, kPlaces = 32, kTiles = kPlaces / 8;
 constexpr float kHeadroom = 10;  // weights are up to 2^10, which leaves the small ones more bits in float16
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -43,7 +43,7 @@ __device__ inline uint32_t warp_max(uint32_t value) {
 }
 
 // kPlaces places of one key head, halves in pairs.
-template <int kDim>
+template <int kDim, int kPlaces>
 struct Tile {
   static constexpr int kKeyPitch = kDim / 2 + 4, kValuePitch = kPlaces / 2 + 4;  // fragments meet no bank twice
   uint32_t keys[2][kPlaces][kKeyPitch];    // high and low; pairs of neighbouring values
@@ -54,7 +54,7 @@ struct Tile {
 
   // Places [first, first + kPlaces), zeros outside [lo, hi). All threads of the block take part.
   __device__ void load(const State& state, int slot, int head, int first, int lo, int hi) {
-    constexpr int kTogether = 4, kEach = kPlaces / kWarps;
+    constexpr int kTogether = kDim > 128 ? 2 : 4, kEach = kPlaces / kWarps;  // as registers allow
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, head_dim = state.head_dim;
     const auto present = [&](int place) { return place >= lo && place < hi; };
     for (int part = 0; part < kEach; part += kTogether) {
@@ -118,32 +118,34 @@ struct Tile {
   }
 };
 
-// Block (x, y): as many rows from x on as have 64 queries of key head y between them. A warp has 16 queries, and a lane parts
-// of two of them, `group` and `group` + 8, as the fragments of mma.m16n8k16 lie.
-template <int kDim>
-__global__ void __launch_bounds__(kThreads) tensor_kernel(Attend a) {
-  constexpr int kSteps = kDim / 16;
-  __shared__ Tile<kDim> tile;
+// Block (x, y): as many rows from x on as have kQueries queries of key head y between them. A warp has 16 queries, and a lane
+// parts of two of them, `group` and `group` + 8, as the fragments of mma.m16n8k16 lie. Where kShare is 2, two warps have the
+// same queries, each half of their values: of a score each has a part, which it tells the other.
+template <int kDim, int kPlaces, int kShare>
+__global__ void __launch_bounds__(kThreads, kDim > 64 ? 2 : 3) tensor_kernel(Attend a) {
+  constexpr int kQueries = 16 * kWarps / kShare, kTiles = kPlaces / 8, kPart = kDim / kShare, kSteps = kPart / 16;
+  __shared__ Tile<kDim, kPlaces> tile;
   __shared__ Row seen[kQueries];
+  __shared__ float told[kShare == 1 ? 1 : kTiles * 4][kThreads];
   const int thread = threadIdx.x, lane = thread % kWarp, group = lane / 4, within = lane % 4;
   const int key_head = static_cast<int>(blockIdx.y), together = a.group(), most = kQueries / together;
   const int first = static_cast<int>(blockIdx.x) * most, count = min(most, a.n_rows - first);
-  const int head_dim = a.state.head_dim;
+  const int head_dim = a.state.head_dim, first_value = thread / kWarp % kShare * kPart;
   if (thread < count) seen[thread] = a.rows[first + thread];
 
   int line[2], head[2];  // of the block's rows, -1 = none
   uint32_t q_high[kSteps][4], q_low[kSteps][4];
   float q_power[2];
   LD_UNROLL for (int h = 0; h < 2; ++h) {
-    const int query = thread / kWarp * 16 + group + h * 8;
+    const int query = thread / kWarp / kShare * 16 + group + h * 8;
     line[h] = query / together < count ? query / together : -1;
     head[h] = key_head * together + query % together;
-    const float* from = a.query(first + max(line[h], 0), head[h]);
+    const float* from = a.query(first + max(line[h], 0), head[h]) + first_value;
     float2 pairs[kSteps * 2];
     uint32_t largest = 0;
     LD_UNROLL for (int i = 0; i < kSteps * 2; ++i) {
       const int d = i * 8 + within * 2;
-      const bool present = line[h] >= 0 && d < head_dim;
+      const bool present = line[h] >= 0 && first_value + d < head_dim;
       pairs[i] = {present ? from[d] * (a.scale * kLog2E) : 0, present ? from[d + 1] * (a.scale * kLog2E) : 0};
       largest = max(largest, max(magnitude(pairs[i].x), magnitude(pairs[i].y)));
     }
@@ -157,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Attend a) {
   }
   __syncthreads();
 
-  float sum[kDim / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  float sum[kPart / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, total[2] = {};
   for (int begin = 0, end; begin < count; begin = end) {  // rows of one slot
     const int slot = seen[begin].slot;
     int least = seen[begin].lo, last = seen[begin].hi;
@@ -179,19 +181,26 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Attend a) {
       if (!__syncthreads_or(needed)) continue;  // a barrier too: the tile before has been read
       tile.load(a.state, slot, key_head, place0, least, last);
       __syncthreads();
-      if (!__any_sync(kWholeWarp, needed)) continue;
+      if (kShare == 1 && !__any_sync(kWholeWarp, needed)) continue;
       float score[kTiles][4] = {}, most_now[2] = {largest[0], largest[1]};
       LD_UNROLL for (int t = 0; t < kTiles; ++t) {
         LD_UNROLL for (int k = 0; k < kSteps; ++k) {
-          const uint32_t *high = tile.keys[0][t * 8 + group] + k * 8 + within;
-          const uint32_t *low = tile.keys[1][t * 8 + group] + k * 8 + within;
+          const uint32_t *high = tile.keys[0][t * 8 + group] + first_value / 2 + k * 8 + within;
+          const uint32_t *low = tile.keys[1][t * 8 + group] + first_value / 2 + k * 8 + within;
           multiply_split(score[t], q_high[k], q_low[k], {high[0], high[4]}, {low[0], low[4]});
         }
         LD_UNROLL for (int i = 0; i < 4; ++i) {
+          score[t][i] *= q_power[i / 2] * tile.key_power[t * 8 + within * 2 + i % 2];
+          if constexpr (kShare == 2) told[t * 4 + i][thread] = score[t][i];
+        }
+      }
+      if constexpr (kShare == 2) __syncthreads();
+      LD_UNROLL for (int t = 0; t < kTiles; ++t) {
+        LD_UNROLL for (int i = 0; i < 4; ++i) {
           const int h = i / 2, column = t * 8 + within * 2 + i % 2, place = place0 + column;
           const bool visible = place >= lo[h] && place < hi[h] && place != hidden[h];
-          const float x = score[t][i] * q_power[h] * tile.key_power[column] + tile.value_shift[column];
-          score[t][i] = visible ? x : -INFINITY;
+          if constexpr (kShare == 2) score[t][i] += told[t * 4 + i][thread ^ kWarp];
+          score[t][i] = visible ? score[t][i] + tile.value_shift[column] : -INFINITY;
           most_now[h] = fmaxf(most_now[h], score[t][i]);
         }
       }
@@ -201,7 +210,7 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Attend a) {
         }
         const float shrink = most_now[h] == largest[h] ? 1 : exp2f(largest[h] - most_now[h]);
         total[h] *= shrink;
-        LD_UNROLL for (int n = 0; n < kDim / 8; ++n) {
+        LD_UNROLL for (int n = 0; n < kPart / 8; ++n) {
           sum[n][h * 2] *= shrink;
           sum[n][h * 2 + 1] *= shrink;
         }
@@ -220,9 +229,9 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Attend a) {
           const float* from = score[k * 2 + i / 2] + i % 2 * 2;
           split(from[0], from[1], high[i], low[i]);
         }
-        LD_UNROLL for (int n = 0; n < kDim / 8; ++n) {
-          const uint32_t *v_high = tile.values[0][n * 8 + group] + k * 8 + within;
-          const uint32_t *v_low = tile.values[1][n * 8 + group] + k * 8 + within;
+        LD_UNROLL for (int n = 0; n < kPart / 8; ++n) {
+          const uint32_t *v_high = tile.values[0][first_value + n * 8 + group] + k * 8 + within;
+          const uint32_t *v_low = tile.values[1][first_value + n * 8 + group] + k * 8 + within;
           multiply_split(sum[n], high, low, {v_high[0], v_high[4]}, {v_low[0], v_low[4]});
         }
       }
@@ -232,20 +241,13 @@ __global__ void __launch_bounds__(kThreads) tensor_kernel(Attend a) {
     for (int step = 1; step < 4; step *= 2) total[h] += __shfl_xor_sync(kWholeWarp, total[h], step);
     if (line[h] < 0) continue;
     float* to = a.result(first + line[h], head[h]);
-    LD_UNROLL for (int n = 0; n < kDim / 8; ++n) {
+    LD_UNROLL for (int n = 0; n < kPart / 8; ++n) {
       LD_UNROLL for (int i = 0; i < 2; ++i) {
-        const int d = n * 8 + within * 2 + i;
+        const int d = first_value + n * 8 + within * 2 + i;
         if (d < head_dim) to[d] = sum[n][h * 2 + i] / total[h];
       }
     }
   }
-}
-
-template <int kDim>
-void attend_on_tensor_cores(cudaStream_t stream, const Attend& a) {
-  const int rows = kQueries / (a.heads / a.state.kv_heads);
-  const dim3 grid(static_cast<unsigned>((a.n_rows + rows - 1) / rows), static_cast<unsigned>(a.state.kv_heads));
-  LD_LAUNCH(tensor_kernel<kDim>, grid, kThreads, stream, a);
 }
 
 // The first row that takes a layer serves it; the last one takes all.
@@ -253,11 +255,20 @@ struct Kernel {
   int head_dim, group;  // at most: values of a head, queries of a key
   void (*attend)(cudaStream_t, const Attend&);
 };
+
+template <int kDim, int kPlaces = 32, int kShare = 1>
+constexpr Kernel on_tensor_cores() {
+  constexpr int kQueries = 16 * kWarps / kShare;
+  return {kDim, kQueries, [](cudaStream_t stream, const Attend& a) {
+            const int rows = kQueries / a.group();
+            const dim3 grid(static_cast<unsigned>((a.n_rows + rows - 1) / rows), static_cast<unsigned>(a.state.kv_heads));
+            LD_LAUNCH((tensor_kernel<kDim, kPlaces, kShare>), grid, kThreads, stream, a);
+          }};
+}
+
 constexpr Kernel kKernels[] = {
-    {32, kQueries, attend_on_tensor_cores<32>},
-    {64, kQueries, attend_on_tensor_cores<64>},
-    {96, kQueries, attend_on_tensor_cores<96>},
-    {128, kQueries, attend_on_tensor_cores<128>},
+    on_tensor_cores<32>(),  on_tensor_cores<64>(),         on_tensor_cores<96>(),
+    on_tensor_cores<128>(), on_tensor_cores<192, 16, 2>(), on_tensor_cores<256, 16, 2>(),
     {1 << 30, 1 << 30, attend_in_float32},
 };
 
@@ -267,7 +278,7 @@ void attend(cudaStream_t stream, const Attend& a, bool exact) {
   const Kernel* kernel = kKernels;
   const bool even = a.state.head_dim % 2 == 0;  // pairs are read at once
   if (exact || !even) kernel = std::end(kKernels) - 1;
-  while (a.state.head_dim > kernel->head_dim || a.heads / a.state.kv_heads > kernel->group) ++kernel;
+  while (a.state.head_dim > kernel->head_dim || a.group() > kernel->group) ++kernel;
   kernel->attend(stream, a);
 }
 

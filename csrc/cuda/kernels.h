@@ -126,7 +126,7 @@ struct Attend {
   const Row* rows;
   int n_rows;
   float* out;
-  __device__ int group() const { return heads / state.kv_heads; }  // queries of one key
+  __host__ __device__ int group() const { return heads / state.kv_heads; }  // queries of one key
   __device__ const float* query(int row, int head) const {
     return qkv + static_cast<ptrdiff_t>(row) * stride + head * state.head_dim;
   }
