@@ -55,13 +55,23 @@ __global__ void fold_kernel(Source source, uint8_t* to, size_t step) {
   }
 }
 
-// While a tile is multiplied the next one is on its way to the other half of x and w. Sums of a group are below 2^21.
+// Tiles are on their way through a ring of stages of one, two or four blocks of k, 40 KiB in all. The halves of a block of
+// 32 bytes change places in every second four lines: fragments are read without bank conflicts.
+template <class Tile>
+struct Ring {
+  static constexpr int kBlocks = 128 / Tile::kRows < 4 ? 128 / Tile::kRows : 4;
+  static constexpr int kStages = (40 << 10) / (kBlocks * kBlock * (Tile::kRows + Tile::kColumns));
+};
+
+__device__ inline int swap_halves(int line) { return line / 4 % 2; }
+
+// A group's sum is below 2^21.
 template <class Tile>
 __global__ void __launch_bounds__(kThreads) folded_kernel(Product p, Rows rows) {
-  constexpr int kDepth = Tile::kBlocks * kBlock, kCopies = kDepth / 16;  // values of k at a time; copies of a line
-  constexpr int kLines = kThreads / kCopies;                              // that are copied at a time
+  constexpr int kBlocks = Ring<Tile>::kBlocks, kStages = Ring<Tile>::kStages, kDepth = kBlocks * kBlock;
+  constexpr int kCopies = kDepth / 16, kLines = kThreads / kCopies;  // of a line and stage; lines that are copied at a time
   static_assert(kGroup % kDepth == 0 && Tile::kRows + Tile::kColumns <= kThreads, "a thread brings one scale");
-  alignas(16) __shared__ uint32_t x[2][Tile::kRows][Tile::kPitch], w[2][Tile::kColumns][Tile::kPitch];
+  alignas(16) __shared__ uint32_t x[kStages][kBlocks][Tile::kRows][kWords], w[kStages][kBlocks][Tile::kColumns][kWords];
   __shared__ float w_scale[2][Tile::kColumns], x_scale[2][Tile::kRows];  // of this group and of the one before
   const Share share = rows.share(p);
   const int row0 = share.first + static_cast<int>(blockIdx.y) * Tile::kRows;
@@ -72,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) folded_kernel(Product p, Rows rows) 
   const Mine<Tile> mine(thread);
 
   // What the thread brings: sixteen bytes of some lines, and the scale of a column or of a row.
-  const int line = thread / kCopies, at = thread % kCopies * 16;
+  const int line = thread / kCopies, at = thread % kCopies * 16, of_block = at / kBlock;
   constexpr int kRowCopies = (Tile::kRows + kLines - 1) / kLines, kColumnCopies = Tile::kColumns / kLines;
   const int8_t* x_from[kRowCopies];
   LD_UNROLL for (int i = 0; i < kRowCopies; ++i) {
@@ -80,18 +90,19 @@ __global__ void __launch_bounds__(kThreads) folded_kernel(Product p, Rows rows) 
     x_from[i] = p.quantised.q + (row < row_count ? rows.input(row0 + row) * k + at : 0);
   }
   const uint8_t* w_from = share.data + static_cast<size_t>(column0) * k;
-  const auto copy = [&](int first, int half) {
+  const auto word = [&](int i) { return (at / 16 % 2 ^ swap_halves(i)) * 4; };
+  const auto copy = [&](int first, int stage) {
     const bool within = first + at < k;
     LD_UNROLL for (int i = 0; i < kRowCopies; ++i) {
       const int row = line + i * kLines;
       const bool present = within && row < row_count;
-      if (row < Tile::kRows) copy_sixteen(&x[half][row][at / 4], x_from[i] + (present ? first : 0), present);
+      if (row < Tile::kRows) copy_sixteen(&x[stage][of_block][row][word(row)], x_from[i] + (present ? first : 0), present);
     }
     LD_UNROLL for (int i = 0; i < kColumnCopies; ++i) {
       const int column = line + i * kLines;
       const bool present = within && column < column_count;
       const size_t offset = present ? static_cast<size_t>(column) * k + first + at : 0;
-      copy_sixteen(&w[half][column][at / 4], w_from + offset, present);
+      copy_sixteen(&w[stage][of_block][column][word(column)], w_from + offset, present);
     }
   };
   const float* scale_from = nullptr;
@@ -108,28 +119,31 @@ __global__ void __launch_bounds__(kThreads) folded_kernel(Product p, Rows rows) 
 
   float sum[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
   int32_t dot[Tile::kRowTiles][Tile::kColumnTiles][4];
-  copy(0, 0);
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    if (stage * kDepth < k) copy(stage * kDepth, stage);
+    close_copies();
+  }
   float next_scale = scale_of(0);
-  for (int first = 0, half = 0; first < k; first += kDepth, half = 1 - half) {
-    const int group = first / kGroup, end = first + kDepth;
+  const int half = swap_halves(mine.group) * 4;
+  for (int first = 0, stage = 0; first < k; first += kDepth, stage = stage + 1 < kStages ? stage + 1 : 0) {
+    const int group = first / kGroup, end = first + kDepth, later = first + (kStages - 1) * kDepth;
     if (first % kGroup == 0) {
       if (thread < Tile::kColumns) w_scale[group % 2][thread] = next_scale;
       if (scale_row >= 0 && scale_row < Tile::kRows) x_scale[group % 2][scale_row] = next_scale;
+      if (first + kGroup < k) next_scale = scale_of(group + 1);
       LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c)
           LD_UNROLL for (int i = 0; i < 4; ++i) dot[r][c][i] = kSumZero;
     }
-    wait_copies();
-    __syncthreads();  // and the other half has been read
-    if (end < k) {
-      copy(end, 1 - half);
-      if (end % kGroup == 0) next_scale = scale_of(end / kGroup);
-    }
-    LD_UNROLL for (int block = 0; block < Tile::kBlocks; ++block) {
+    wait_copies_but<kStages - 2>();
+    __syncthreads();  // and the stage before has been read
+    if (later < k) copy(later, stage > 0 ? stage - 1 : kStages - 1);
+    close_copies();
+    LD_UNROLL for (int block = 0; block < kBlocks; ++block) {
       uint32_t b[Tile::kColumnTiles][2];
-      mine.weights(w[half], block, b);
+      mine.weights(w[stage][block], half, 4 - half, b);
       LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
         uint32_t a[4];
-        mine.rows(x[half], block, r, a);
+        mine.rows(x[stage][block], half, 4 - half, r, a);
         LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) multiply_bytes(dot[r][c], a, b[c]);
       }
     }

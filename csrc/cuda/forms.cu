@@ -119,7 +119,8 @@ size_t form_bytes(TensorType form, size_t n, size_t k) {
 }
 
 size_t form_scratch(std::optional<TensorType> form, size_t most_n, size_t most_k) {
-  return form ? std::min(kPartBytes, form_bytes(*form, most_n, most_k)) : 0;
+  if (!form) return 0;
+  return std::min(std::max(kPartBytes, form_bytes(*form, 1, most_k)), form_bytes(*form, most_n, most_k));
 }
 
 std::shared_ptr<Memory> Copies::take(size_t bytes) const {

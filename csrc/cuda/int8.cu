@@ -134,11 +134,11 @@ __global__ void __launch_bounds__(kThreads, 2) int8_kernel(Product p, Rows rows)
     if (first + Tile::kBlocks < blocks) fetch(first + Tile::kBlocks, 1 - half);
     for (int block = 0; block < count; ++block) {
       uint32_t b[Tile::kColumnTiles][2];
-      mine.weights(w, block, b);
+      mine.weights(w, block * kWords, block * kWords + 4, b);
       LD_UNROLL for (int r = 0; r < Tile::kRowTiles; ++r) {
         __syncwarp();  // without it the compiler reads ahead of all r more than 128 registers hold
         uint32_t a[4];
-        mine.rows(x[half], block, r, a);
+        mine.rows(x[half], block * kWords, block * kWords + 4, r, a);
         const int row = mine.row(r, 0);
         const float scales[2] = {x_scale[block][row], x_scale[block][row + 8]};
         LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {

@@ -204,6 +204,25 @@ __device__ inline void wait_copies() {
 #endif
 }
 
+// Closes a group of the thread's copies, which may be empty.
+__device__ inline void close_copies() {
+#ifdef LD_CUDA_EMULATED
+  emulated_close_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" : : : "memory");
+#endif
+}
+
+// Waits for the copies of all closed groups but the last kLater.
+template <int kLater>
+__device__ inline void wait_copies_but() {
+#ifdef LD_CUDA_EMULATED
+  emulated_wait_copies(kLater);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" : : "n"(kLater) : "memory");
+#endif
+}
+
 // The sum over a warp, in every lane, always in the same order.
 template <class T>
 __device__ T warp_sum(T value) {

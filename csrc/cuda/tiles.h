@@ -49,20 +49,23 @@ struct Mine {
   __device__ int row(int r, int i) const { return first_row + r * 16 + group + i / 2 * 8; }
   __device__ int column(int c, int i) const { return first_column + c * 8 + within * 2 + i % 2; }
 
-  // Fragments of a block of weights and of rows.
-  __device__ void weights(const uint32_t (*w)[Tile::kPitch], int block, uint32_t (&b)[Tile::kColumnTiles][2]) const {
+  // Fragments of a block of weights and of rows, whose halves begin at these words of a line.
+  template <int kPitch>
+  __device__ void weights(const uint32_t (*w)[kPitch], int first, int second,
+                          uint32_t (&b)[Tile::kColumnTiles][2]) const {
     LD_UNROLL for (int c = 0; c < Tile::kColumnTiles; ++c) {
-      const uint32_t* from = w[first_column + c * 8 + group] + block * kWords + within;
-      b[c][0] = from[0];
-      b[c][1] = from[4];
+      const uint32_t* from = w[first_column + c * 8 + group] + within;
+      b[c][0] = from[first];
+      b[c][1] = from[second];
     }
   }
-  __device__ void rows(const uint32_t (*x)[Tile::kPitch], int block, int r, uint32_t (&a)[4]) const {
-    const uint32_t *upper = x[row(r, 0)] + block * kWords + within, *lower = upper + 8 * Tile::kPitch;
-    a[0] = upper[0];
-    a[1] = lower[0];
-    a[2] = upper[4];
-    a[3] = lower[4];
+  template <int kPitch>
+  __device__ void rows(const uint32_t (*x)[kPitch], int first, int second, int r, uint32_t (&a)[4]) const {
+    const uint32_t *upper = x[row(r, 0)] + within, *lower = upper + 8 * kPitch;
+    a[0] = upper[first];
+    a[1] = lower[first];
+    a[2] = upper[second];
+    a[3] = lower[second];
   }
 
   __device__ void put(const Product& p, int row0, int last, int column0,

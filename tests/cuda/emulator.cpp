@@ -45,6 +45,7 @@ constexpr size_t kMostExchanged = 64;
 constexpr size_t kMostShared = 227 << 10;  // of a block, on sm_90
 
 struct Copy {
+  int group;  // closed groups before it
   void* to;
   const void* from;
   size_t bytes;
@@ -56,6 +57,7 @@ struct Fiber {
   Known known{stack.get(), kStack};  // to the sanitizers
   dim3 index{0};
   std::vector<Copy> copies;  // that it has not waited for
+  int groups = 0;            // of copies that it closed
   bool done = false;
 };
 
@@ -164,18 +166,23 @@ void exchange(const void* mine, size_t bytes, int lane, void* theirs) {
 
 void emulated_copy(void* to, const void* from, size_t bytes) {
   memset(to, 0xff, bytes);
-  current->copies.push_back({to, from, bytes});
+  current->copies.push_back({current->groups, to, from, bytes});
 }
 
-void emulated_wait_copies() {
-  for (const Copy& copy : current->copies) {
+void emulated_close_copies() { ++current->groups; }
+
+void emulated_wait_copies(int later) {
+  const auto arrives = [&](const Copy& copy) {
+    if (later >= 0 && copy.group >= current->groups - later) return false;
     if (copy.from == nullptr) {
       memset(copy.to, 0, copy.bytes);
     } else {
       memcpy(copy.to, copy.from, copy.bytes);
     }
-  }
-  current->copies.clear();
+    return true;
+  };
+  std::vector<Copy>& copies = current->copies;
+  copies.erase(std::remove_if(copies.begin(), copies.end(), arrives), copies.end());
 }
 
 void* emulated_shared(size_t bytes) {

@@ -65,7 +65,8 @@ std::vector<std::span<char>> shared_memory();
 void exchange(const void* mine, size_t bytes, int lane, void* theirs);
 // A copy whose target holds nothing of use until the thread waits; `from` null = zeros.
 void emulated_copy(void* to, const void* from, size_t bytes);
-void emulated_wait_copies();
+void emulated_close_copies();
+void emulated_wait_copies(int later = -1);  // for all but the last groups, -1 = for all
 // The shared memory that a launch asked for; more than that is reported.
 void* emulated_shared(size_t bytes);
 // Fragments of four matrices, as ldmatrix.x4 lays them out; each lane has read a row, at that address.
