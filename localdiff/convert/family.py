@@ -7,7 +7,6 @@ llama.cpp's, and so are the layouts: what its converter permutes, stacks or cuts
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ Sizes = dict[str, int]  # the extents that shapes in the tables refer to by name
 Change = Callable[[FloatArray, Sizes], FloatArray]
 
 
+MAX_REAL = 3.4e38  # what a GGUF file holds as float32
 MAX_LAYERS = 1024  # far beyond any model; keeps a damaged config.json from listing millions of missing tensors
 MAX_EXPERTS = 4096
 
@@ -108,7 +108,7 @@ class Config:
 
     def real(self, name: str, absent: float | None = None) -> float:
         found = self.value(name, absent)
-        if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found <= sys.float_info.max:
+        if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found <= MAX_REAL:
             raise ModelFileError(f"{self._origin}: {name} is {found!r}, expected a number above 0")
         return float(found)
 
