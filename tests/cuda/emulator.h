@@ -57,6 +57,8 @@ Emulated& emulated();
 // Runs a kernel's body for all threads of all blocks, which have `shared_bytes` beside their static shared memory.
 void emulate(dim3 grid, unsigned threads, const std::function<void()>& body, size_t shared_bytes = 0);
 void block_barrier();
+[[noreturn]] void report(const char* what);
+int fill_byte();  // $LD_EMULATED_FILL, or -1
 void warp_barrier();
 int block_any(int mine);
 // The variables that are __shared__, all kernels'.
