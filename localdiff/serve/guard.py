@@ -79,8 +79,8 @@ class Guard:
 
 
 def _as_json(scope: Scope) -> Scope:
-    """The request with a body that is called a form taken as JSON, for `curl -d` calls it so. It opens nothing to pages of
-    other sites: what their scripts post names its Origin, which was checked, and a form of a browser that names none
+    """The request with a body that is called a form taken as JSON, for `curl -d` calls it so. It opens nothing to pages
+    of other sites: what their scripts post names its Origin, which was checked, and a form of a browser that names none
     cannot pass for JSON, its { and " are written as %7B and %22."""
     form = b"application/x-www-form-urlencoded"
     if not any(key == b"content-type" and value.lower() == form for key, value in scope["headers"]):
