@@ -76,7 +76,7 @@ def decide(
     """
     if math != "auto":
         return Arithmetic(math, None, "as asked for")
-    if engine.info.isa.startswith("sm_"):
+    if engine.device == "cuda":
         return Arithmetic("exact", None, ON_GPU)
     if engine.info.isa not in FASTER:
         return Arithmetic("exact", None, f"fast arithmetic gains nothing on kernel row {engine.info.isa}")
